@@ -1,0 +1,159 @@
+"The package as a newcomer gets it: metadata, extras, commands, versions, README."
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from email.parser import Parser
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+
+from readme import readme_text
+
+root = Path(__file__).resolve().parents[1]
+tracked = ["settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "LICENSE-TEXT",
+           "CHANGELOG.md", "CITATION.cff"]
+main_job = "python3 -m venv .venv && . .venv/bin/activate && pip install -e '.[book]' && arcbook run attract-repulse"
+tests_job = "python3 -m venv .venv && . .venv/bin/activate && pip install -e '.[dev]' && nbdev_test && pytest"
+
+
+@pytest.fixture(scope="module")
+def settings():
+    parser = configparser.ConfigParser(delimiters=["="])
+    parser.read(root/"settings.ini", encoding="utf-8")
+    return parser["DEFAULT"]
+
+
+def requirement_names(text):
+    return {re.split(r"[<>=!~;\[ ]", requirement)[0].lower() for requirement in text.split()}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    "A source archive built from a copy, unpacked, and the metadata that setup.py writes inside it."
+    copy = tmp_path_factory.mktemp("package")
+    for name in tracked: shutil.copy(root/name, copy/name)
+    shutil.copytree(root/"arcbook", copy/"arcbook", ignore=shutil.ignore_patterns("__pycache__"))
+    run = lambda where, *args: subprocess.run([sys.executable, "setup.py", "-q", *args], cwd=where, check=True,
+                                              capture_output=True, text=True, timeout=120)
+    run(copy, "sdist")
+    archive, = (copy/"dist").glob("*.tar.gz")
+    with tarfile.open(archive) as tar: tar.extractall(copy/"unpacked", **({"filter": "data"} if sys.version_info >= (3, 12) else {}))
+    unpacked, = (copy/"unpacked").iterdir()
+    result = run(unpacked, "egg_info")
+    assert "Deprecat" not in result.stderr, result.stderr
+    return unpacked/"arcbook.egg-info"
+
+
+@pytest.fixture(scope="module")
+def metadata(built):
+    return Parser().parsestr((built/"PKG-INFO").read_text(encoding="utf-8"))
+
+
+def test_every_dynamic_field_is_supplied(metadata, built):
+    dynamic = set(re.search(r"^dynamic = \[(.*?)\]", (root/"pyproject.toml").read_text(), re.M | re.S)[1]
+                  .replace('"', "").replace(",", " ").split())
+    # a field that setup.py leaves out is silently empty in the wheel
+    field = {"keywords": "Keywords", "description": "Summary", "version": "Version", "dependencies": "Requires-Dist",
+             "optional-dependencies": "Provides-Extra", "readme": "Description-Content-Type", "license": "License",
+             "authors": "Author-email", "classifiers": "Classifier", "urls": "Project-URL"}
+    files = {"entry-points": "[nbdev]", "scripts": "[console_scripts]"}
+    assert dynamic <= field.keys() | files.keys(), "nbdev declares a field that this test does not know"
+    missing = [name for name in dynamic & field.keys() if not metadata.get_all(field[name])]
+    entry_points = (built/"entry_points.txt").read_text()
+    missing += [name for name in dynamic & files.keys() if files[name] not in entry_points]
+    assert not missing
+    assert metadata.get_payload().strip() == (root/"README.md").read_text(encoding="utf-8").strip()
+    assert {"LICENSE", "LICENSE-TEXT"} <= set(metadata.get_all("License-File"))
+
+
+def test_python_versions(metadata, settings):
+    assert metadata["Requires-Python"] == f">={settings['min_python']}"
+    assert f'requires-python=">={settings["min_python"]}"' in (root/"pyproject.toml").read_text().replace(" ", "")
+    named = {c.rsplit(" ", 1)[1] for c in metadata.get_all("Classifier") if c.startswith("Programming Language")}
+    workflow = yaml.safe_load((root/".github/workflows/test.yml").read_text())
+    assert named == set(workflow["jobs"]["newest"]["strategy"]["matrix"]["python"]), "classifiers are what is tested"
+
+
+def test_extras(metadata, settings):
+    base, book, dev = (requirement_names(settings[key]) for key in ("requirements", "book_requirements", "dev_requirements"))
+    assert {"torch", "torchvision", "numpy", "scikit-learn", "accelerate"} <= base
+    assert {"jupyterlab", "matplotlib", "seaborn", "umap-learn", "pandas"} <= book
+    assert {"pytest", "hypothesis", "pytorch-metric-learning"} <= dev
+    assert not base & (book | dev) and not book & dev, "each requirement has one place"
+    extra = lambda name: requirement_names(" ".join(r.split(";")[0].strip().replace(" ", "") for r in
+                                                    metadata.get_all("Requires-Dist") if f'extra == "{name}"' in r))
+    assert extra("book") == book
+    assert extra("dev") == book | dev, "dev includes book"
+
+
+def test_oldest_torch_is_the_one_tested(settings):
+    oldest = (root/".github/oldest.txt").read_text()
+    for name in ("torch", "torchvision"):
+        supported = re.search(rf"(?:^| ){name}>=([\d.]+)", settings["requirements"])[1]
+        assert re.search(rf"^{name}=={re.escape(supported)}\.\*$", oldest, re.M), name
+
+
+def test_console_script():
+    done = subprocess.run([shutil.which("arcbook", path=Path(sys.executable).parent) or "arcbook", "--help"],
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "run" in done.stdout and "list" in done.stdout and "open" in done.stdout
+
+
+def test_console_script_is_declared(built):
+    assert "arcbook = arcbook.cli:main" in (built/"entry_points.txt").read_text()
+
+
+def test_one_version(settings, metadata):
+    changelog = re.search(r"^## (\d\S*)", (root/"CHANGELOG.md").read_text(encoding="utf-8"), re.M)[1]
+    citation = yaml.safe_load((root/"CITATION.cff").read_text(encoding="utf-8"))["version"]
+    versions = {settings["version"], import_module("arcbook").__version__, str(citation), changelog, metadata["Version"]}
+    assert len(versions) == 1, versions
+
+
+def test_citation():
+    citation = yaml.safe_load((root/"CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors", "version", "license"} <= citation.keys()
+    assert citation["authors"] and all("name" in author or "family-names" in author for author in citation["authors"])
+
+
+def test_readme_is_the_home_page():
+    expected = readme_text()
+    actual = (root/"README.md").read_text(encoding="utf-8")
+    assert actual == expected, "run `python tests/readme.py`"
+
+
+def test_readme_reads_outside_of_the_site():
+    text = (root/"README.md").read_text(encoding="utf-8")
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.M | re.S)
+    assert re.match(r"# \S.*\n\n> \S", text), "title and description first"
+    assert "{." not in prose and "{#" not in prose and ":::" not in prose and "@" not in prose, "Quarto syntax"
+    images = re.findall(r"!\[([^\]]*)\]\(([^)\s]+)", prose)
+    assert images and all(alt.strip() for alt, _ in images), "a picture with alt text"
+    for target in re.findall(r"\]\((?!#|[a-z]+:)([^)\s#]+)", prose):
+        assert (root/target).exists(), target
+
+
+def test_readme_commands():
+    lines = (root/"README.md").read_text(encoding="utf-8").splitlines()
+    assert lines.count(main_job) == 1 and lines.count(tests_job) == 1, "each alone on its line, once"
+
+
+def test_ci_runs_the_readme_command():
+    script = (root/".ci/run").read_text()
+    assert os.access(root/".ci/run", os.X_OK)
+    pattern = re.search(r'grep -o "(.*?)" README.md', script)[1]
+    assert re.findall(pattern, (root/"README.md").read_text(encoding="utf-8")) == [tests_job]
+    assert "pip install" not in script, "the command stands in the README and nowhere else"
+
+
+def test_licences():
+    assert "Apache License" in (root/"LICENSE").read_text()[:200]
+    text = (root/"LICENSE-TEXT").read_text(encoding="utf-8")
+    assert "Attribution 4.0 International" in text and all(f"Section {n} -- " in text for n in range(1, 9))
