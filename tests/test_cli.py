@@ -1,0 +1,139 @@
+"The command as a newcomer meets it: separate processes, exit codes, files, and SIGKILL."
+import json, os, random, signal, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+import torch
+
+from arcbook import ledger
+from arcbook.papers.attract_repulse import ROWS, VARIANTS
+
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+COMMAND = [sys.executable, "-m", "arcbook"]
+SMOKE = ["run", "attract-repulse", "--budget", "smoke", "--seeds", "1"]
+
+
+def call(*arguments, cwd, check=None, **environment):
+    done = subprocess.run([*COMMAND, *map(str, arguments)], cwd=cwd, env={**ENV, **environment}, capture_output=True, text=True, timeout=300)
+    if check is not None: assert done.returncode == check, done.stdout + done.stderr
+    return done
+
+
+def measured(out: Path) -> dict:
+    "What a run found, without what may differ between equal runs (seconds, memory)."
+    return {r.id: (r.metrics, r.terms, r.split, r.method) for r in ledger.load_all("attract_repulse", out)}
+
+
+def weights(out: Path) -> dict:
+    "All tensors of the methods in the checkpoints of a run, by file."
+    return {str(p.relative_to(out)): torch.load(p, weights_only=True)["method"] for p in sorted(out.rglob("checkpoint.pt"))}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "An uninterrupted run."
+    folder = tmp_path_factory.mktemp("whole")
+    return folder / "out", call(*SMOKE, "--out", folder / "out", cwd=folder, check=0)
+
+
+def test_a_run_says_what_it_found_and_where_it_is(whole):
+    out, done = whole
+    for row in [r for r in ROWS if "ensemble" not in r]: assert row in done.stdout
+    assert "±" in done.stdout and "arcbook open attract-repulse" in done.stdout and done.stderr == ""
+    assert {r.variant for r in ledger.load_all("attract_repulse", out)} == set(VARIANTS) | {"SCE+CR+MT, TenCrop"}
+    assert (out / "figures" / "ladder.png").stat().st_size > 3000
+    record = json.loads(next((out / "attract_repulse").glob("*.json")).read_text())
+    assert {"data", "split", "seed", "metrics", "terms", "source", "versions", "device", "seconds", "peak_memory"} <= record.keys()
+    assert record["data"] == "digits-few:10" and record["seconds"] > 0 and record["peak_memory"] > 0
+
+
+def test_the_same_command_gives_the_same_numbers(whole, tmp_path):
+    out, _ = whole
+    call(*SMOKE, "--out", tmp_path / "out", "--data", "digits", cwd=tmp_path, check=0)     # the shorthand names the same data
+    assert measured(tmp_path / "out") == measured(out)
+
+
+def test_killed_five_times_and_resumed(whole, tmp_path):
+    "SIGKILL at random moments; the resumed run equals the uninterrupted one bit for bit."
+    out, _ = whole
+    here, chance, killed = tmp_path / "out", random.Random(0), 0
+    log = tmp_path / "log"
+    for attempt in range(20):
+        if killed == 5: break
+        with open(log, "a") as sink:
+            process = subprocess.Popen([*COMMAND, *SMOKE, "--out", str(here), "--resume"], cwd=tmp_path, env=ENV, stdout=sink, stderr=sink)
+            seen = len(list(here.rglob("*.json"))) + len(list(here.rglob("checkpoint.pt")))
+            deadline = time.time() + 60
+            while time.time() < deadline and process.poll() is None:      # wait until this attempt has left something new
+                if len(list(here.rglob("*.json"))) + len(list(here.rglob("checkpoint.pt"))) > seen: break
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, 0.3))
+            process.send_signal(signal.SIGKILL)
+            killed += process.wait() == -signal.SIGKILL
+    assert killed == 5, log.read_text()
+    call(*SMOKE, "--out", here, "--resume", cwd=tmp_path, check=0)
+    assert measured(here) == measured(out)
+    ours, theirs = weights(here), weights(out)
+    assert ours.keys() == theirs.keys() and len(ours) == 11                  # eight variants, three of them in two stages
+    for name in ours: assert all(torch.equal(ours[name][k], theirs[name][k]) for k in theirs[name]), name
+
+
+def test_a_folder_with_results_is_not_overwritten(whole):
+    out, _ = whole
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    done = call(*SMOKE, "--out", out, cwd=out.parent, check=2)
+    assert "add --resume" in done.stderr and {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("arguments,sentence", [
+    (["run", "resnet"], "paper must be one of attract-repulse"),
+    (["run", "attract-repulse", "--budget", "huge"], "--budget must be one of smoke, cpu, gpu"),
+    (["run", "attract-repulse", "--data", "imagenet-21k"], "imagenet-21k"),
+    (["run", "attract-repulse", "--data", "cifar100"], "cifar100"),
+    (["run", "attract-repulse", "--data", "digits-few:1000"], "class"),
+    (["run", "attract-repulse", "--data", "digits-few:x"], "digits-few:x"),
+    (["open", "nothing"], "paper must be one of attract-repulse"),
+])
+def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, sentence, tmp_path):
+    done = call(*arguments, cwd=tmp_path, check=2, ARCBOOK_DATA=str(tmp_path / "no-data"))
+    assert sentence in done.stderr and "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["run", "attract-repulse", "--seeds", "0"], ["run", "attract-repulse", "--seeds", "many"], ["walk"]])
+def test_usage_errors_exit_with_2(arguments, tmp_path):
+    done = call(*arguments, cwd=tmp_path, check=2)
+    assert "Traceback" not in done.stderr
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    name = "digits-few-10-smoke-CE-seed0"
+    path = tmp_path / "out" / "checkpoints" / name / "stage1" / "checkpoint.pt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half a file")
+    done = call(*SMOKE, "--out", tmp_path / "out", "--resume", cwd=tmp_path, check=2)
+    assert str(path) in done.stderr and "Traceback" not in done.stderr and path.read_bytes() == b"half a file"
+
+
+def test_help_and_list(tmp_path):
+    for arguments in (["--help"], ["run", "--help"]): assert "Traceback" not in call(*arguments, cwd=tmp_path, check=0).stdout
+    listed = call("list", cwd=tmp_path, check=0, ARCBOOK_DATA=str(tmp_path)).stdout
+    assert "attract-repulse" in listed and "digits" in listed and "missing" in listed and "smoke" in listed
+
+
+def test_open_copies_and_keeps_a_readers_notes(tmp_path):
+    call("open", "attract-repulse", "--no-launch", cwd=tmp_path, check=0)
+    copy = tmp_path / "arcbook-notebooks" / "01_attract_repulse.ipynb"
+    copy.write_text(copy.read_text() + " ")
+    call("open", "attract_repulse", "--no-launch", cwd=tmp_path, check=0)
+    assert copy.read_text().endswith(" ")
+
+
+def test_two_processes(tmp_path):
+    "accelerate launch on two CPU processes: one set of records, the same split and steps."
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "arcbook"]
+    done = subprocess.run([*launch, *SMOKE, "--out", str(tmp_path / "out")], cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("records  ") == 1
+    assert {r.variant for r in ledger.load_all("attract_repulse", tmp_path / "out")} == set(VARIANTS) | {"SCE+CR+MT, TenCrop"}
