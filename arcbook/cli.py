@@ -12,6 +12,8 @@ from typing import Optional
 import typer
 from typer import Argument, Exit, Option
 
+import arcbook
+
 # %% auto #0
 __all__ = ['PAPERS', 'BUDGETS', 'app', 'experiment_of', 'output_folder', 'save_figures', 'run', 'agree', 'conclude', 'list_',
            'open_', 'main']
@@ -143,7 +145,7 @@ def open_(
     launch: bool = Option(True, help="Start JupyterLab; --no-launch only makes the copy."),
 ):
     "Open a chapter in JupyterLab, as a copy."
-    source = Path(__file__).resolve().parent.parent / "nbs" / experiment_of(paper).chapter
+    source = Path(arcbook.__file__).resolve().parent.parent / "nbs" / experiment_of(paper).chapter
     if not source.exists():
         raise FileNotFoundError(f"{source} is missing: chapters come with a clone, installed by pip install -e '.[book]'")
     copy = folder / source.name
