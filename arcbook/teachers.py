@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +17,17 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from .contrast import check_embeddings, check_reduction, reduce_loss
 
 # %% auto #0
-__all__ = ['check_share', 'mean_teacher_decay', 'cosine_momentum', 'FrozenCopy', 'split_tensors', 'EMATeacher', 'ema_tensors',
-           'consistency', 'check_kind', 'check_consistency', 'ConsistencyLoss', 'sigmoid_rampup']
+__all__ = ['check_share', 'growing_decay', 'mean_teacher_decay', 'rising_momentum', 'cosine_momentum', 'FrozenCopy',
+           'split_tensors', 'EMATeacher', 'ema_tensors', 'consistency', 'check_kind', 'check_consistency',
+           'ConsistencyLoss', 'sigmoid_rampup']
 
 # %% ../nbs/toolkit/01_teachers.ipynb #aa52b409
 def check_share(name: str, value: float):
     "A number between 0 and 1, or a ValueError that names the argument."
     if not 0 <= value <= 1: raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+# %% ../nbs/toolkit/01_teachers.ipynb #76f8e00f
+def growing_decay(step: float, max_decay: float) -> float: return min(1 - 1 / (step + 1), max_decay)
 
 # %% ../nbs/toolkit/01_teachers.ipynb #732bd5e3
 def mean_teacher_decay(
@@ -30,7 +35,11 @@ def mean_teacher_decay(
 ):
     "Decay as a function of the step, min(1 - 1/(t+1), a); the first update is t = 1 [@tarvainen2017meanteacher]."
     check_share("max_decay", max_decay)
-    return lambda step: min(1 - 1 / (step + 1), max_decay)
+    return partial(growing_decay, max_decay=max_decay)            # unlike a lambda it can be pickled
+
+# %% ../nbs/toolkit/01_teachers.ipynb #3f46b6ca
+def rising_momentum(step: float, start: float, total_steps: float) -> float:
+    return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * min(step / total_steps, 1)))
 
 # %% ../nbs/toolkit/01_teachers.ipynb #8cf84d6f
 def cosine_momentum(
@@ -40,7 +49,7 @@ def cosine_momentum(
     "Momentum as a function of the step: from `start` to 1 along half a cosine, then 1 [@zheng2023cone]."
     check_share("start", start)
     if not total_steps > 0: raise ValueError(f"total_steps must be > 0, got {total_steps}")
-    return lambda step: 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * min(step / total_steps, 1)))
+    return partial(rising_momentum, start=start, total_steps=total_steps)
 
 # %% ../nbs/toolkit/01_teachers.ipynb #51927b76
 class FrozenCopy(nn.Module):
@@ -130,7 +139,7 @@ def consistency(
     else: per_image = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1)
     return reduce_loss(per_image, reduction)
 
-# %% ../nbs/toolkit/01_teachers.ipynb #76f8e00f
+# %% ../nbs/toolkit/01_teachers.ipynb #87b8a911
 def check_kind(kind: str):
     if kind not in ("kl", "mse"): raise ValueError(f'kind must be "kl" or "mse", got {kind!r}')
 

@@ -289,3 +289,11 @@ def test_bad_logits_are_named(s, t, word):
 def test_bad_choices_are_named(kwargs, word):
     with pytest.raises(ValueError, match=word): ConsistencyLoss(**kwargs)
     with pytest.raises(ValueError, match=word): consistency(torch.zeros(1, 2), torch.zeros(1, 2), **kwargs)
+
+
+@pytest.mark.parametrize("schedule", [mean_teacher_decay(0.9), cosine_momentum(0.996, 100)])
+def test_schedules_pickle(schedule):
+    import pickle
+    again = pickle.loads(pickle.dumps(schedule))
+    assert [again(t) for t in (1, 2, 50, 100)] == [schedule(t) for t in (1, 2, 50, 100)]
+    pickle.dumps(EMATeacher(torch.nn.Linear(2, 2), schedule))
