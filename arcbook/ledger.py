@@ -5,7 +5,7 @@
 # %% ../nbs/toolkit/10_ledger.ipynb #f020b167
 from __future__ import annotations
 
-import ast, hashlib, importlib, inspect, json, os, platform, statistics, textwrap
+import ast, hashlib, importlib, inspect, json, os, platform, statistics, sys, textwrap
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -86,6 +86,7 @@ def versions() -> dict[str, str]:
     for package in ("arcbook", "torch", "torchvision", "numpy", "accelerate"):
         try: found[package] = version(package)
         except PackageNotFoundError: pass
+    if "torch" in sys.modules: found["threads"] = str(sys.modules["torch"].get_num_threads())  # they decide the order of sums
     return found
 
 # %% ../nbs/toolkit/10_ledger.ipynb #9cdde7ea
