@@ -555,11 +555,12 @@ FIGURES = (draw_curves, draw_maps)   # of `arcbook run`, beside the ladder
 # %% ../../nbs/papers/01_attract_repulse.ipynb #0ea08793
 NOISY = "shapes, 40 % of labels flipped"
 
-def label_noise(seed: int, alpha: float = 1.0, beta: float = 0.0, epochs: int = 200, num_per_class: int = 150) -> RunRecord:
+def label_noise(seed: int, alpha: float = 1.0, beta: float = 0.0, epochs: int = 60, num_per_class: int = 150) -> RunRecord:
     "Train on four kinds of glyphs, 40 % of labels flipped: clean accuracy, share of flips believed, of truths recovered."
     noisy = make_shapes(num_per_class, num_classes=4, subclasses=1, flip_labels=0.4, seed=seed)
     clean = make_shapes(100, num_classes=4, subclasses=1, seed=100 + seed)
-    readings = Readings(backbone="resnet8", cr_weight=0.0, mt_weight=0.0, sce_alpha=alpha, sce_beta=beta, sce_views="one")
+    readings = Readings(backbone="resnet8", cr_weight=0.0, mt_weight=0.0, sce_alpha=alpha, sce_beta=beta,
+                        sce_views="one", aug="plain")
     torch.manual_seed(step_seed(seed, 1))
     method, budget = AttractRepulse(4, "shapes", readings), Budget("cpu", epochs, 100, lr=0.1, warmup_epochs=1)
     history = fit(method, noisy, budget, seed=seed)
