@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['random_stream', 'shuffled_by_class', 'few_per_class_indices', 'long_tail_counts', 'shot_groups', 'long_tail_indices',
-           'class_probabilities', 'ClassAwareSampler']
+           'class_probabilities', 'ClassAwareSampler', 'two_stream_indices']
 
 # %% ../nbs/toolkit/04_sampling.ipynb #f020b167
 import numpy as np
@@ -95,7 +95,10 @@ def long_tail_indices(
 ) -> torch.Tensor:     # int64, class by class in draw order
     "A random long-tailed subset; on CIFAR in its official order the same images as LDAM's `imbalance_cifar.py`"
     groups = shuffled_by_class(labels, seed)
-    counts = long_tail_counts(len(groups), min(map(len, groups)), imbalance).tolist()
+    largest = min(map(len, groups))    # what every class could give
+    if not 1 <= imbalance <= largest:
+        raise ValueError(f"imbalance must be between 1 and {largest}, the images of the smallest class, got {imbalance:g}")
+    counts = long_tail_counts(len(groups), largest, imbalance).tolist()
     return torch.from_numpy(np.concatenate([group[:n] for group, n in zip(groups, counts)]))
 
 # %% ../nbs/toolkit/04_sampling.ipynb #9cdde7ea
@@ -140,3 +143,18 @@ class ClassAwareSampler(Sampler):
     def __iter__(self):
         seed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)
         yield from self.draw(len(self), torch.Generator().manual_seed(int(seed[0]))).tolist()
+
+# %% ../nbs/toolkit/04_sampling.ipynb #8f7c21c3
+def two_stream_indices(
+    labels,                            # class numbers [N]
+    batch_size: int,                   # B, of each stream; N if that is smaller
+    gamma: float = 0.0,                # exponent of the second stream
+    generator: torch.Generator = None,
+) -> torch.Tensor:                     # int64 [steps, 2, B]
+    "An epoch of pairs: a shuffle without the incomplete last batch, beside as many class-aware draws"
+    if batch_size < 1: raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+    size, generator = min(batch_size, len(labels)), generator or torch.default_generator
+    total = len(labels) // size * size
+    agnostic = torch.randperm(len(labels), generator=generator)[:total]
+    aware = ClassAwareSampler(labels, gamma).draw(total, generator)
+    return torch.stack([agnostic.view(-1, size), aware.view(-1, size)], 1)

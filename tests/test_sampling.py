@@ -9,7 +9,7 @@ from scipy.stats import chisquare
 from torch.utils.data import DataLoader
 
 from arcbook.sampling import (ClassAwareSampler, class_probabilities, few_per_class_indices, long_tail_counts,
-                              long_tail_indices, shot_groups, shuffled_by_class)
+                              long_tail_indices, shot_groups, shuffled_by_class, two_stream_indices)
 
 CIFAR100 = {
     100: "500 477 455 434 415 396 378 361 344 328 314 299 286 273 260 248 237 226 216 206 197 188 179 171 163 "
@@ -117,6 +117,8 @@ def test_few_is_a_nested_stratified_subset(extra, seed):
     (lambda: class_probabilities([1, -1], 0), "counts"),
     (lambda: class_probabilities([1.0, 2.0], 0), "counts must be whole numbers"),
     (lambda: class_probabilities([1, 2], float("inf")), "gamma must be finite, got inf"),
+    (lambda: long_tail_indices([0] * 9 + [1] * 3, 5), "imbalance must be between 1 and 3, the images of the smallest class, got 5"),
+    (lambda: two_stream_indices([0, 1], 0), "batch_size must be >= 1, got 0"),
     (lambda: ClassAwareSampler([0, 1], num_samples=0), "num_samples must be >= 1, got 0"),
     (lambda: ClassAwareSampler([0, 1], seed=-3), "seed"),
 ])
@@ -176,8 +178,22 @@ def test_draw_uses_the_callers_generator():
     assert sampler.draw(0, torch.Generator()).shape == (0,)
 
 
+def test_two_streams():
+    labels = torch.tensor([0] * 60 + [1] * 12 + [2] * 3)
+    draw = lambda seed, size=16, gamma=0.0: two_stream_indices(labels, size, gamma, torch.Generator().manual_seed(seed))
+    pairs = draw(0)
+    assert pairs.shape == (4, 2, 16) and pairs.dtype == torch.int64 and torch.equal(pairs, draw(0)) and not torch.equal(pairs, draw(1))
+    assert len(set(pairs[:, 0].flatten().tolist())) == 64                      # a shuffle: nothing twice
+    assert draw(0, 500).shape == (1, 2, 75)                                    # fewer images than a batch: all of them
+    aware = torch.cat([draw(seed, 75, 1.0)[0, 1] for seed in range(100)])
+    expected = len(aware) * class_probabilities(labels.bincount(), 1.0)
+    assert chisquare(labels[aware].bincount(minlength=3).numpy(), expected.numpy()).pvalue > 1e-3
+
+
 def test_same_in_a_fresh_process():
     code = ("from arcbook.sampling import *; import torch\n"
+            "assert two_stream_indices([0, 0, 0, 1], 2, 0.5, torch.Generator().manual_seed(3)).tolist() == "
+            f"{two_stream_indices([0, 0, 0, 1], 2, 0.5, torch.Generator().manual_seed(3)).tolist()}\n"
             "sampler = ClassAwareSampler(torch.arange(90) % 7, 1., seed=11)\n"
             "print(list(sampler), long_tail_indices([0, 1, 2] * 30, 10).tolist())")
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
