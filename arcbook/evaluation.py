@@ -19,15 +19,15 @@ from .sampling import shot_groups
 # %% ../nbs/toolkit/08_evaluation.ipynb #732bd5e3
 def predict(
     predict_fn,          # uint8 images [B, 3, H, W] -> logits [B, C]
-    data,                # an ImageSet, or its images
+    data,                # a data set, or images [N, 3, H, W]
     batch_size=500,
 ):
     "Logits [N, C] of all images of `data`, computed in chunks without gradient, on the device of `predict_fn`"
-    images = getattr(data, "images", data)
-    if len(images) == 0: raise ValueError("data must hold at least 1 image, got 0")
+    if len(data) == 0: raise ValueError("data must hold at least 1 image, got 0")
     if batch_size < 1: raise ValueError(f"batch_size must be >= 1, got {batch_size}")
-    with torch.no_grad():
-        return torch.cat([predict_fn(images[i:i + batch_size]) for i in range(0, len(images), batch_size)])
+    if isinstance(data, torch.Tensor): chunks = data.split(batch_size)
+    else: chunks = (images for images, _ in data.batches(torch.arange(len(data)).split(batch_size)))
+    with torch.no_grad(): return torch.cat([predict_fn(images) for images in chunks])
 
 # %% ../nbs/toolkit/08_evaluation.ipynb #aa52b409
 def _check_scores(scores, labels, name="scores"):
@@ -180,19 +180,19 @@ def average_scores(
 # %% ../nbs/toolkit/08_evaluation.ipynb #5136ec18
 def crop_predict(
     predict_fn,          # uint8 images [B, 3, h, w] -> logits [B, C]
-    data,                # an ImageSet, or its images
+    data,                # a data set, or images [N, 3, H, W]
     crops,               # images [B, 3, H, W] -> [B, n, 3, h, w]
     average="prob",      # or "logit"
     batch_size=500,      # images per chunk, crops counted
 ):
     "Probabilities [N, C], averaged over the crops of each image"
-    images = getattr(data, "images", data)
     def of_crops(chunk):
         views = crops(chunk)
         if views.ndim != 5: raise ValueError(f"crops must give [B, n, 3, h, w], got {list(views.shape)}")
         return average_scores(predict_fn(views.flatten(0, 1)).unflatten(0, views.shape[:2]), average)
-    n = crops(images[:1]).shape[1] if len(images) else 1
-    return predict(of_crops, images, max(1, batch_size // n))
+    first = data[:1] if isinstance(data, torch.Tensor) else data.batch([0])[0] if len(data) else []
+    n = crops(first).shape[1] if len(first) else 1
+    return predict(of_crops, data, max(1, batch_size // n))
 
 # %% ../nbs/toolkit/08_evaluation.ipynb #5049c1a5
 def ensemble(

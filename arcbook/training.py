@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import json, math, os, sys, time
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 # %% auto #0
 __all__ = ['FORMAT', 'Batch', 'Method', 'Budget', 'budget_name', 'learning_rate', 'step_seed', 'save_checkpoint',
            'load_checkpoint', 'run_identity', 'History', 'NonFiniteLoss', 'make_accelerator', 'Run', 'restore', 'save',
-           'kept', 'look', 'check_arguments', 'fit', 'train_step']
+           'kept', 'look', 'place', 'epoch_batches', 'check_arguments', 'fit', 'train_step']
 
 # %% ../nbs/toolkit/07_training.ipynb #732bd5e3
 class Batch(NamedTuple):
@@ -68,7 +68,8 @@ class Budget:
     epochs: int = 20
     batch_size: int = 128          # images per step, over all processes together
     lr: float = 0.1                # the peak, after warm-up
-    momentum: float = 0.9          # SGD with Nesterov's form
+    momentum: float = 0.9          # of SGD
+    nesterov: bool = True          # in Nesterov's form
     weight_decay: float = 5e-4
     schedule: str = "cosine"       # or "step", "constant"
     warmup_epochs: float = 0.0
@@ -197,12 +198,12 @@ class Run:
         self.accelerator = make_accelerator(budget.precision)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device, self.labels = self.accelerator.device, data.labels.cpu()
-        self.budget, self.seed, self.data = budget, seed, data.to(self.device)
+        self.budget, self.seed, self.data = budget, seed, place(data, self.device)
         if min(budget.batch_size, len(data)) % self.world:
             raise ValueError(f"batch_size must be a multiple of the {self.world} processes, got {min(budget.batch_size, len(data))}")
         self.method = method.to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(method.parameter_groups(), lr=budget.lr, momentum=budget.momentum,
-                                    nesterov=budget.momentum > 0, weight_decay=budget.weight_decay)
+                                    nesterov=budget.nesterov and budget.momentum > 0, weight_decay=budget.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(method, optimizer)
         self.generator = torch.Generator(self.device)
         self.step, self.history, self.pending = 0, History(device=str(self.device)), []
@@ -255,16 +256,29 @@ def look(run: Run):
     run.history.peak_memory = _peak_memory(run.device)
 
 # %% ../nbs/toolkit/07_training.ipynb #8d4f15f6
+def place(data, device: torch.device):
+    "`data` where it feeds `device` best: image sets decide themselves, photographs are decoded on the CPU."
+    return data.place(device) if hasattr(data, "place") else data.to(device)
+
+def epoch_batches(run: Run, order: Tensor, epoch: int):
+    "This process's `Batch` for every row of `order` [steps, ..., B], on the device."
+    mine = order[..., run.rank::run.world]
+    on_device = mine.to(run.device)
+    with closing(run.data.batches(mine, step_seed(run.seed, epoch, 2))) as batches:   # closed: no reader outlives an error
+        for indices, (images, labels) in zip(on_device, batches):
+            yield Batch(images.to(run.device), labels.to(run.device), indices)
+
+# %% ../nbs/toolkit/07_training.ipynb #7b804d25
 def check_arguments(method, data, budget):
     if not isinstance(method, Method): raise ValueError(f"method must be a Method, got {type(method).__name__}")
-    if not hasattr(data, "batch"): raise ValueError(f"data must be an ImageSet, got {type(data).__name__}")
+    if not hasattr(data, "batches"): raise ValueError(f"data must be an ImageSet or a PhotoSet, got {type(data).__name__}")
     if not isinstance(budget, Budget): raise ValueError(f"budget must be a Budget, got {type(budget).__name__}")
     if len(data) == 0: raise ValueError("data must hold at least one image, got none")
 
 # %% ../nbs/toolkit/07_training.ipynb #5a0a00f3
 def fit(
     method: Method,     # what to train; trained in place
-    data,               # `ImageSet` of the training split
+    data,               # `ImageSet` or `PhotoSet` of the training split
     budget: Budget,
     seed: int = 0,      # of batches and views; the method's initial weights are the caller's
     out=None,           # folder for `checkpoint.pt`; None keeps nothing
@@ -283,26 +297,25 @@ def fit(
         method.before_epoch(run.data, epoch)
         shuffle = torch.Generator().manual_seed(step_seed(seed, epoch))
         order = method.epoch_indices(run.labels, budget.batch_size, shuffle)
-        for indices in order[run.step - epoch * per_epoch:]:
-            train_step(run, indices, per_epoch)
-            bar.update()
-            if callback: callback(run.step, method)
+        with closing(epoch_batches(run, order[run.step - epoch * per_epoch:], epoch)) as batches:
+            for batch in batches:
+                train_step(run, batch, per_epoch)
+                bar.update()
+                if callback: callback(run.step, method)
     look(run)
     save(run)
     bar.close()
     return run.history
 
 # %% ../nbs/toolkit/07_training.ipynb #5136ec18
-def train_step(run: Run, indices: Tensor, per_epoch: int):
+def train_step(run: Run, batch: Batch, per_epoch: int):
     "One step: draw, forward, backward, clip, move."
     lr = learning_rate(run.budget, run.step, per_epoch)
     for group in run.optimizer.param_groups: group["lr"] = lr * group.get("lr_scale", 1.0)
     seed = step_seed(run.seed, run.step, run.rank, 1)
     run.generator.manual_seed(seed), torch.manual_seed(seed)      # views, and whatever a layer draws
-    mine = indices[..., run.rank::run.world].to(run.device)       # this process's share of the batch
-    images, labels = run.data.batch(mine)
     run.model.train()
-    try: terms = run.model(Batch(images, labels, mine), run.step + 1, run.generator)
+    try: terms = run.model(batch, run.step + 1, run.generator)
     except ValueError as error:                                # losses refuse NaN by name
         kind = NonFiniteLoss if "NaN" in str(error) else ValueError
         raise kind(f"{error} (step {run.step + 1} of {run.method.name}; {kept(run)})") from error
@@ -311,7 +324,7 @@ def train_step(run: Run, indices: Tensor, per_epoch: int):
     run.optimizer.step(), run.optimizer.zero_grad()
     run.step += 1
     run.method.after_step(run.step)
-    run.history.names, run.history.images = list(terms._fields), run.history.images + indices.numel()
+    run.history.names, run.history.images = list(terms._fields), run.history.images + batch.indices.numel() * run.world
     run.pending.append(torch.stack([t.detach().float() for t in terms]))
     due = time.perf_counter() - run.saved > run.budget.checkpoint_seconds
     if due or run.device.type == "cpu" or len(run.pending) == 20: look(run)

@@ -1,6 +1,7 @@
 "Prepared sets and their faults, the digits' split, and what the generated shapes promise"
-import json, math, subprocess, sys
+import json, math, os, subprocess, sys, threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import benchmark_loaders
 from arcbook import datasets
 from arcbook.datasets import (DATASETS, ImageSet, available, data_root, load, make_shapes, show_grid, twelve,
                               twelve_embeddings)
@@ -88,7 +90,7 @@ def test_available(root):
 
 
 def test_names(root):
-    refusal(FileNotFoundError, lambda: load("cifar100", "train", root), root / "cifar100", "03_datasets")
+    refusal(FileNotFoundError, lambda: load("cifar100", "train", root), root / "cifar100", f"arcbook data cifar100 --root {root}")
     refusal(ValueError, lambda: load("cifar1000", "train", root), "cifar1000", "cifar100", root)
     refusal(ValueError, lambda: load("mini", "val", root), "val", "train, test", root)
     refusal(ValueError, lambda: load("digits", "dev"), "split must be train, val or test for 'digits', got 'dev'")
@@ -153,6 +155,200 @@ def test_random_damage_is_told_or_harmless(root):
         path.write_bytes(bytes(broken))
         try: assert load("mini", "train", root).images.shape[1] == 3
         except ValueError as error: assert str(root) in str(error)
+
+
+# subsets, batches, placement --------------------------------------------------------------------
+
+PICKS = {"numbers": torch.tensor([59, 3, 3, 20]), "mask": torch.arange(60) % 7 == 0, "slice": slice(5, 50, 9), "list": [1, 0]}
+
+
+@pytest.mark.parametrize("pick", PICKS)
+def test_a_subset_of_a_mapped_set_reads_nothing(root, pick, monkeypatch):
+    mapped, pick, read = load("mini", "train", root), PICKS[pick], []
+    eager = ImageSet(mapped.images.clone(), mapped.labels, mapped.classes)
+    real = datasets._gather
+    monkeypatch.setattr(datasets, "_gather", lambda images, i: read.append(len(i)) or real(images, i))
+    lazy, same = mapped.subset(pick), eager.subset(pick)
+    assert not read and len(lazy) == len(same) and lazy.counts().tolist() == same.counts().tolist()
+    images, labels = lazy.batch([1, 0])
+    assert read == [2] and torch.equal(images, same.images[[1, 0]]) and torch.equal(labels, same.labels[[1, 0]])
+    again = lazy.subset([1])
+    assert again.digest() == same.subset([1]).digest() and lazy.digest() == same.digest()
+    assert lazy.where[1] is not None and torch.equal(lazy.images, same.images) and lazy.where[1] is None
+    assert lazy.digest() == same.digest() and torch.equal(lazy.batch([1, 0])[0], images)
+
+
+def test_subsets_of_mapped_sets_refuse_what_others_refuse(root):
+    mapped = load("mini", "train", root)
+    refusal(ValueError, lambda: mapped.subset(mapped.labels == 7), "images must be at least one image, got 0")
+    with pytest.raises(IndexError): mapped.subset([60])
+    with pytest.raises(IndexError): mapped.subset([5]).batch([1])
+
+
+def test_a_large_file_is_not_read_to_cut_a_few(tmp_path):
+    folder = tmp_path / "large" / "train"
+    folder.mkdir(parents=True)
+    shape = (20_000, 100, 100, 3)                    # 600 MB of zeros that take no room on the disk
+    np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
+    np.save(folder / "labels.npy", np.arange(shape[0]) % 4)
+    (tmp_path / "large" / "classes.json").write_text('["a", "b", "c", "d"]')
+    used = lambda: sum(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(("RssAnon", "RssFile")))
+    if not Path("/proc/self/status").exists(): pytest.skip("needs Linux")
+    before, few = used(), load("large-few:40", "train", tmp_path)
+    for images, _ in few.batches(torch.randint(160, (20, 32))): assert images.shape == (32, 3, 100, 100)
+    assert used() - before < 60_000, "kB for 160 images of 30 kB"
+
+
+def layouts(root):
+    mapped = load("mini", "train", root)
+    nhwc = ImageSet(mapped.images.clone(), mapped.labels, mapped.classes)
+    odd = torch.empty(60, 8, 3, 6, dtype=torch.uint8).transpose(1, 2).copy_(nhwc.images)
+    return {"mapped": mapped, "rows": nhwc, "planes": replace(nhwc, images=nhwc.images.contiguous()),
+            "odd": replace(nhwc, images=odd), "subset": mapped.subset(torch.arange(60)),
+            "sent": datasets._with(nhwc, feeds=torch.device("cpu")), "sent from file": datasets._with(mapped, feeds=torch.device("cpu"))}
+
+
+@pytest.mark.parametrize("layout", ["mapped", "rows", "planes", "odd", "subset", "sent", "sent from file"])
+def test_batches_are_the_same_wherever_images_lie(root, layout):
+    data, reference = layouts(root)[layout], layouts(root)["rows"]
+    for order in (torch.randint(60, (7, 5)), torch.randint(60, (3, 2, 4)), torch.randint(60, (0, 5))):
+        batches = list(data.batches(order, seed=3))
+        assert len(batches) == len(order)
+        for row, (images, labels) in zip(order, batches):
+            assert images.dtype == torch.uint8 and images.is_contiguous()
+            assert torch.equal(images, reference.images[row]) and torch.equal(labels, reference.labels[row])
+    mask = reference.labels == 1
+    assert torch.equal(data.batch(mask)[0], reference.images[mask])
+    assert torch.equal(data.batch(torch.tensor(7))[0], reference.images[7])
+    with pytest.raises(IndexError): data.batch([60])
+
+
+def test_the_reader_ends_with_its_iterator(root):
+    data, threads = load("mini", "train", root), threading.active_count()
+    batches = data.batches(torch.randint(60, (50, 5)))
+    next(batches)
+    assert threading.active_count() == threads + 1
+    batches.close()
+    assert threading.active_count() == threads
+    order, got = torch.tensor([[1, 2], [3, 4], [5, 60], [6, 7]]), []
+    with pytest.raises(IndexError): got.extend(labels for _, labels in data.batches(order))
+    assert threading.active_count() == threads
+
+
+def test_placement(root, monkeypatch):
+    "The device `meta` stands in for a GPU: it holds shapes, no numbers"
+    whole, mapped = layouts(root)["rows"], load("mini", "train", root)
+    monkeypatch.setattr(datasets, "_check", lambda data: None)
+    assert whole.place("cpu").images.device.type == "cpu" and mapped.place("cpu").where[0] is mapped.where[0]
+    size = 60 * 3 * 8 * 6
+    monkeypatch.setattr(datasets, "_free_memory", lambda device: size / datasets.SHARE)
+    for data in (whole, mapped, mapped.subset(slice(0, 30))):
+        assert data.place("meta").images.device.type == "meta" and data.place("meta").feeds is None
+    monkeypatch.setattr(datasets, "_free_memory", lambda device: size / datasets.SHARE - 1)
+    for data in (whole, mapped):
+        sent = data.place("meta")
+        assert sent.where[0].device.type == "cpu" and sent.feeds.type == "meta" and sent.digest() == data.digest()
+        for images, labels in [sent.batch([1, 2]), *sent.batches(torch.arange(6).view(2, 3))]:
+            assert images.device.type == labels.device.type == "meta"
+        assert sent.to("cpu").feeds is None
+
+
+# photographs and the registry -------------------------------------------------------------------
+
+@pytest.fixture
+def photographs(tmp_path):
+    "A set `birds` of 3 classes with the lists train_10 and test"
+    from PIL import Image
+    stream = np.random.RandomState(0)
+    (tmp_path / "birds" / "images" / "a b").mkdir(parents=True)
+    lines = []
+    for i in range(12):
+        pixels = stream.randint(0, 256, (30 + i, 50 - i, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "birds" / "images" / "a b" / f"{i}.png")
+        lines.append(f"a b/{i}.png {i % 3}")
+    for name, part in {"train_10": lines[:9], "train_1i": lines[:3], "test": lines[9:]}.items():
+        (tmp_path / "birds" / f"{name}.txt").write_text("\r\n".join(part))
+    (tmp_path / "birds" / "classes.json").write_text('["crow", "wren", "rook"]')
+    return tmp_path
+
+
+def test_photographs_load_by_name_and_by_list(photographs):
+    data = load("birds-10", "train", photographs, size=20, workers=0)
+    assert len(data) == 9 and data.name == "birds-10" and data.batch([0, 8])[0].shape == (2, 3, 20, 20)
+    assert data.counts().tolist() == [3, 3, 3] and len(load("birds-10", "test", photographs)) == 3
+    assert len(load("birds-1i", "train", photographs)) == 3 == len(load("birds", "train_1i", photographs))
+    few = load("birds-10-few:2", "train", photographs)
+    assert few.counts().tolist() == [2, 2, 2] and few.name == "birds-10-few:2"
+    rows = {row.name: row for row in available(photographs)}
+    assert rows["birds"].found and not rows["cub200"].found
+    refusal(ValueError, lambda: load("birds-7", "train", photographs), "birds", "train_7", "train_10")
+    refusal(ValueError, lambda: load("digits", size=20), "'digits' holds no photographs: it takes no size")
+    refusal(FileNotFoundError, lambda: load("cub200-10", "train", photographs), "'cub200-10'", f"arcbook data cub200 --root {photographs}")
+
+
+@pytest.mark.parametrize("file, content", [("train_10.txt", b""), ("train_10.txt", b"a b/0.png\n"), ("classes.json", b"[")])
+def test_damaged_lists_name_the_repair(photographs, file, content):
+    (photographs / "birds").rename(photographs / "cub200")
+    (photographs / "cub200" / file).write_bytes(content)
+    refusal(ValueError, lambda: load("cub200-10", "train", photographs), photographs / "cub200" / file,
+            f"run `arcbook data cub200 --root {photographs}` to restore it")
+
+
+def test_every_set_on_disk_has_a_recipe():
+    from arcbook.download import recipes
+    assert {name for name, source in DATASETS.items() if source.kind == "on disk"} == set(recipes())
+
+
+def test_messages_name_the_set_and_the_repair(root, monkeypatch):
+    write(root, "cifar10", "train", 3)
+    path = root / "cifar10" / "train" / "images.npy"
+    path.write_bytes(path.read_bytes()[:-9])
+    refusal(ValueError, lambda: load("cifar10", "train", root), path, "is damaged", f"run `arcbook data cifar10 --root {root}` to restore it")
+    monkeypatch.setenv("ARCBOOK_DATA", str(root))
+    refusal(ValueError, lambda: load("cifar10-few:1"), path, "run `arcbook data cifar10` to restore it")
+    assert {row.name: row.state for row in available()}["cifar10"] == "damaged"
+    refusal(ValueError, lambda: load("mini-few:0"), "'mini-few:0': per_class must be >= 1, got 0")
+    refusal(ValueError, lambda: load("mini-lt:30"), "'mini-lt:30': imbalance must be between 1 and 20", "smallest class")
+
+
+def real(name):
+    if not (data_root() / name).is_dir(): pytest.skip(f"{name} is not under ARCBOOK_DATA")
+
+
+def test_cifar100():
+    real("cifar100")
+    train, test = load("cifar100", "train"), load("cifar100", "test")
+    assert train.images.shape == (50_000, 3, 32, 32) and test.images.shape == (10_000, 3, 32, 32)
+    assert set(train.counts().tolist()) == {500} and set(test.counts().tolist()) == {100}
+    assert train.classes == test.classes and len(set(train.classes)) == 100 and "crab" in train.classes
+    pixels = train.images.permute(0, 2, 3, 1).numpy().reshape(-1, 3)
+    mean = pixels.mean(0, dtype=np.float64) / 255
+    square = sum(np.square(part, dtype=np.float32).sum(0, dtype=np.float64) for part in np.array_split(pixels, 50)) / 255 ** 2
+    assert np.allclose(mean, (0.5071, 0.4866, 0.4409), atol=5e-5)
+    assert np.allclose(np.sqrt(square / len(pixels) - mean ** 2), (0.2673, 0.2564, 0.2762), atol=5e-5)
+    assert len(load("cifar100-lt:100")) == 10_847 and load("cifar100-few:50").counts().tolist() == [50] * 100
+
+
+def test_cub50():
+    real("cub50")
+    train, test = load("cub50-10", "train", size=64, workers=0), load("cub50", "test")
+    assert len(train) == 150 and len(test) == 1389 and train.counts().tolist() == [3] * 50 and len(load("cub50-1i")) == 50
+    assert train.classes == test.classes and "albatross" in train.classes[0].lower().replace("_", " ")
+    assert train.batch([0, 149])[0].shape == (2, 3, 64, 64)
+
+
+def test_tiny_imagenet_50():
+    real("tiny-imagenet-50")
+    train, test = load("tiny-imagenet-50"), load("tiny-imagenet-50", "test")
+    assert train.counts().tolist() == test.counts().tolist() == [50] * 200 and train.shape == (3, 64, 64)
+
+
+# benchmark --------------------------------------------------------------------------------------
+
+def test_the_loader_benchmark_runs(tmp_path):
+    rows = benchmark_loaders.equal_sized(workers=0, batch=64, repeats=1, epochs=2, count=256, root=tmp_path)
+    text = benchmark_loaders.table(rows, rows[0].loader)
+    assert len(rows) == 3 and all(row.rate > 0 for row in rows) and "1.00" in text and "torchvision" in text
 
 
 # ImageSet ---------------------------------------------------------------------------------------

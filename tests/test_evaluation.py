@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from arcbook.evaluation import (accuracy, average_scores, confusion, crop_predict, ensemble, expected_calibration_error,
                                 group_accuracy, knn_accuracy, knn_scores, linear_probe, per_class_accuracy, predict,
                                 reliability)
+from arcbook.datasets import ImageSet
 
 
 def random_scores(n=300, c=7, seed=0, dtype=torch.float32):
@@ -81,10 +82,11 @@ def test_result_does_not_depend_on_the_batch_size(batch_size):
 
 
 def test_predict_takes_an_image_set_and_keeps_no_gradient():
-    class Data: images = images_of()
+    data = ImageSet(images_of(), torch.zeros(23).long(), ["one"])
     layer = torch.nn.Linear(192, 4)
-    out = predict(lambda x: layer(x.flatten(1).float()), Data, 10)
+    out = predict(lambda x: layer(x.flatten(1).float()), data, 10)
     assert out.shape == (23, 4) and not out.requires_grad and torch.is_grad_enabled()
+    assert_close(out, predict(lambda x: layer(x.flatten(1).float()), data.images), atol=1e-3, rtol=1e-4)
 
 
 def test_crops_of_each_image_stay_together():

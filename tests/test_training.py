@@ -1,7 +1,9 @@
 "Processes, faults and states that the notebook cannot show."
-import math
+import json, math, threading
+from types import SimpleNamespace
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 
 from arcbook.datasets import load
 from arcbook.papers.attract_repulse import AttractRepulse, Readings
-from arcbook.training import Budget, Method, NonFiniteLoss, fit, learning_rate, load_checkpoint, save_checkpoint, step_seed
+from arcbook.training import (Budget, Method, NonFiniteLoss, epoch_batches, fit, learning_rate, load_checkpoint, save_checkpoint,
+                              step_seed)
 
 FEW = load("digits-few:10", "train")
 
@@ -144,3 +147,85 @@ def test_seeds_are_stable():
     "Known values: a resumed run on another machine draws the same views."
     assert step_seed(0, 0, 0, 1) == 8407437806151696170
     assert step_seed(1, 2) != step_seed(2, 1) and 0 <= step_seed(2**40, 3) < 2**63
+
+
+# where images lie -------------------------------------------------------------------------------
+
+@pytest.fixture
+def root(tmp_path):
+    "`few` in prepared form, and the same images as photographs in files (`photos`)"
+    from PIL import Image
+    (tmp_path / "few" / "train").mkdir(parents=True), (tmp_path / "photos" / "images").mkdir(parents=True)
+    pixels = FEW.images.permute(0, 2, 3, 1).contiguous().numpy()
+    np.save(tmp_path / "few" / "train" / "images.npy", pixels), np.save(tmp_path / "few" / "train" / "labels.npy", FEW.labels.numpy())
+    for i, image in enumerate(pixels): Image.fromarray(image).save(tmp_path / "photos" / "images" / f"{i}.png")
+    (tmp_path / "photos" / "train.txt").write_text("".join(f"{i}.png {k}\n" for i, k in enumerate(FEW.labels.tolist())))
+    for name in ("few", "photos"): (tmp_path / name / "classes.json").write_text(json.dumps(FEW.classes))
+    return tmp_path
+
+
+def weights(data, out=None, stop_at=None, seed=0):
+    def stop(step, method):
+        if step == stop_at: raise KeyboardInterrupt
+    method = fresh(seed)
+    try: history = fit(method, data, budget(), out=out, callback=stop)
+    except KeyboardInterrupt: history = None
+    return [*method.state_dict().values()], history
+
+
+def same(a, b): return all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+def test_a_mapped_set_trains_as_one_in_memory(root, tmp_path):
+    mapped, threads = load("few", "train", root), threading.active_count()
+    (a, whole), (b, history) = weights(FEW), weights(mapped)
+    assert same(a, b) and whole.values == history.values and threading.active_count() == threads
+    weights(mapped, tmp_path / "out", stop_at=4)
+    assert threading.active_count() == threads
+    assert same(a, weights(load("few", "train", root), tmp_path / "out", seed=5)[0])
+    part = torch.arange(99, -1, -2)
+    assert same(weights(FEW.subset(part))[0], weights(mapped.subset(part))[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_photographs_train_and_resume(root, tmp_path, workers):
+    plain = load("photos", "train", root, size=16, crop="whole", workers=workers)
+    assert same(weights(plain)[0], weights(FEW)[0])
+    boxes = load("photos", "train", root, size=16, crop="resized", workers=workers)
+    whole, history = weights(boxes)
+    assert not same(whole, weights(plain)[0]) and history.images == 240
+    assert weights(boxes, tmp_path / "out", stop_at=3)[1] is None
+    assert same(whole, weights(load("photos", "train", root, size=16, crop="resized", workers=2 - workers), tmp_path / "out", seed=7)[0])
+
+
+def test_random_decoding_changes_between_epochs(root):
+    seen, data = [], load("photos", "train", root, size=16, crop="resized", workers=0)
+    class Watch(Linear):
+        def epoch_indices(self, labels, batch_size, generator): return torch.arange(8).view(2, 4)
+        def forward(self, batch, step, generator):
+            seen.append(batch.images.clone())
+            return super().forward(batch, step, generator)
+    torch.manual_seed(0)
+    fit(Watch(), data, budget(epochs=2))
+    assert len(seen) == 4 and not torch.equal(seen[0], seen[2]) and not torch.equal(seen[1], seen[3])
+
+
+def test_each_process_reads_its_own_share(root):
+    order = torch.randperm(96, generator=torch.Generator().manual_seed(0)).view(4, 2, 12)
+    parts = []
+    for rank in range(3):
+        run = SimpleNamespace(rank=rank, world=3, device=torch.device("cpu"), data=load("few", "train", root), seed=0)
+        parts.append(list(epoch_batches(run, order, 0)))
+    for step, row in enumerate(order):
+        assert torch.equal(torch.stack([parts[rank][step].indices for rank in range(3)], -1).flatten(1), row)
+        for rank in range(3):
+            batch = parts[rank][step]
+            assert torch.equal(batch.images, FEW.images[batch.indices]) and torch.equal(batch.labels, FEW.labels[batch.indices])
+
+
+def test_a_damaged_photograph_stops_the_run_with_its_path(root):
+    path = root / "photos" / "images" / "42.png"
+    path.write_bytes(path.read_bytes()[:60])
+    for workers in (0, 1):
+        with pytest.raises(ValueError, match="42.png is damaged"):
+            fit(fresh(), load("photos", "train", root, size=16, workers=workers), budget())
