@@ -2,6 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
@@ -11,6 +12,17 @@ licences = {"apache2": "Apache-2.0"}
 statuses = {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
 pythons = [f"3.{minor}" for minor in range(int(cfg["min_python"].split(".")[1]), 14)]
 book, dev = cfg["book_requirements"].split(), cfg["dev_requirements"].split()
+
+
+class BuildWithScripts(build_py):
+    "`arcbook data` finds data_scripts beside the package in a clone; a wheel carries them inside of it"
+    def run(self):
+        super().run()
+        if self.editable_mode: return
+        inside = Path(self.build_lib)/"arcbook"/"data_scripts"
+        self.mkpath(str(inside))
+        for script in sorted((here/"data_scripts").glob("*.py")): self.copy_file(str(script), str(inside/script.name))
+
 
 setup(
     name=cfg["lib_name"],
@@ -42,5 +54,6 @@ setup(
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],  # lets other nbdev sites link to ours
     },
+    cmdclass={"build_py": BuildWithScripts},
     zip_safe=False,
 )

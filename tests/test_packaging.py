@@ -38,7 +38,8 @@ def built(tmp_path_factory):
     "A source archive built from a copy, unpacked, and the metadata that setup.py writes inside it."
     copy = tmp_path_factory.mktemp("package")
     for name in tracked: shutil.copy(root/name, copy/name)
-    shutil.copytree(root/"arcbook", copy/"arcbook", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("arcbook", "data_scripts"):
+        shutil.copytree(root/name, copy/name, ignore=shutil.ignore_patterns("__pycache__"))
     run = lambda where, *args: subprocess.run([sys.executable, "setup.py", "-q", *args], cwd=where, check=True,
                                               capture_output=True, text=True, timeout=120)
     run(copy, "sdist")
@@ -108,6 +109,18 @@ def test_console_script():
 
 def test_console_script_is_declared(built):
     assert "arcbook = arcbook.cli:main" in (built/"entry_points.txt").read_text()
+
+
+def test_scripts_are_found_in_a_clone_and_in_a_wheel(built, tmp_path):
+    names = {path.name for path in (root/"data_scripts").glob("*.py")}
+    subprocess.run([sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)], cwd=built.parent, check=True,
+                   capture_output=True, timeout=120)
+    assert names and {path.name for path in (tmp_path/"arcbook"/"data_scripts").glob("*.py")} == names
+    code = "from arcbook.download import recipes, script_folder; print(script_folder(), *recipes())"
+    found = [subprocess.run([sys.executable, "-c", code], cwd=where, env={**os.environ, "PYTHONPATH": str(where)}, check=True,
+                            capture_output=True, text=True, timeout=120).stdout.split() for where in (tmp_path, root)]
+    assert [line[0] for line in found] == [str(tmp_path/"arcbook"/"data_scripts"), str(root/"data_scripts")]
+    assert "cifar10" in found[0] and found[0][1:] == found[1][1:]
 
 
 def test_one_version(settings, metadata):
