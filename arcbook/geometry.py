@@ -407,7 +407,9 @@ def umap_map(
         if init is None: init = "pca" if min(z.shape) > 2 and np.ptp(z, axis=0).max() > 1e-6 else "random"
         k = max(2, min(n_neighbors, len(z) - 1))
         layout = umap.UMAP(k, min_dist=min_dist, metric="cosine", init=init, random_state=seed, n_jobs=1)
-        return layout.fit_transform(z).astype(np.float32)
+        threads, coords = torch.get_num_threads(), layout.fit_transform(z).astype(np.float32)
+        torch.set_num_threads(threads)                                   # numba forgets what OMP_NUM_THREADS asked for
+        return coords
 
 # %% ../nbs/toolkit/09_geometry.ipynb #538551ad
 def draw_map(

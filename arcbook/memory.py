@@ -56,7 +56,7 @@ class RingBuffer(nn.Module):
         super().__init__()
         if not is_count(size): raise ValueError(f"size must be an integer > 0, got {size!r}")
         if not fields: raise ValueError("fields must name at least one thing to store, such as keys=128")
-        self.size, self.filled = size, 0
+        self.size, self.known = size, None
         self.fields = {name: field_spec(name, spec) for name, spec in fields.items()}
         for name, (shape, dtype) in self.fields.items():
             self.register_buffer(f"stored_{name}", torch.zeros(size, *shape, dtype=dtype))
@@ -64,16 +64,18 @@ class RingBuffer(nn.Module):
         self.register_buffer("valid", torch.zeros((), dtype=torch.long))
 
     def __len__(self) -> int:
-        if self.filled is None: self.filled = int(self.valid)
-        return self.filled
+        if torch.compiler.is_compiling() and self.known: return self.known[2]
+        fresh = self.known and self.known[0] is self.valid and self.known[1] == self.valid._version
+        if not fresh or self.valid.device.type == "cpu": self.remember(int(self.valid))
+        return self.known[2]
+
+    def remember(self, filled: int):
+        "Note that `valid`, as it is now, holds `filled`."
+        self.known = self.valid, self.valid._version, filled
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.fields: raise KeyError(f"{name!r} is not a field; there are {sorted(self.fields)}")
         return getattr(self, f"stored_{name}")[:len(self)]
-
-    def _load_from_state_dict(self, *args, **kwargs):
-        super()._load_from_state_dict(*args, **kwargs)
-        self.filled = None
 
 # %% ../nbs/toolkit/02_memory.ipynb #9cd304c3
 class MemoryQueue(RingBuffer):
@@ -98,8 +100,9 @@ class MemoryQueue(RingBuffer):
         for name, x in rows.items():
             stored = getattr(self, f"stored_{name}")
             stored.index_copy_(0, slots, x[skipped:].to(stored))
-        self.filled = min(len(self) + n, self.size)
+        filled = min(len(self) + n, self.size)
         self.valid.add_(n).clamp_(max=self.size)
+        self.remember(filled)
         self.pointer.add_(n).remainder_(self.size)
 
     def extra_repr(self) -> str:

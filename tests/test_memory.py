@@ -126,6 +126,54 @@ def test_bad_sizes_are_named(size):
     with pytest.raises(ValueError, match="size must be"): MemoryQueue(size, keys=2)
 
 
+def test_a_read_sees_whatever_was_written_into_the_buffers():
+    queue, other = MemoryQueue(8, keys=2), MemoryQueue(8, keys=2)
+    other.update(keys=torch.ones(5, 2))
+    assert len(queue) == 0                                     # read once, so that a remembered number could be stale
+    for mine, theirs in zip(queue.buffers(), other.buffers()): mine.copy_(theirs)
+    assert len(queue) == 5
+    queue.valid.fill_(2)
+    assert len(queue) == 2 and len(copy.deepcopy(queue)) == 2
+    queue.valid.data.fill_(3)
+    assert len(queue) == 3                                     # on the CPU nothing is remembered
+    queue.valid = torch.tensor(4)
+    assert queue["keys"].shape == (4, 2)
+    queue.update(keys=torch.ones(1, 2))
+    assert len(queue) == queue.valid == 5
+
+
+def test_a_read_elsewhere_asks_the_device_only_after_a_change(monkeypatch):
+    "A stand-in for a GPU: the tensors pretend, and every look at a value is counted."
+    class Remote(torch.Tensor):
+        looks = 0
+        @property
+        def device(self): return torch.device("meta")
+        def __int__(self):
+            Remote.looks += 1
+            return int(self.as_subclass(torch.Tensor))
+    queue = MemoryQueue(8, keys=2)
+    queue.valid = torch.tensor(3).as_subclass(Remote)
+    for _ in range(4): assert len(queue) == 3
+    assert Remote.looks == 1
+    queue.valid.add_(2)
+    for _ in range(4): assert len(queue) == 5
+    assert Remote.looks == 2
+    queue.update(keys=torch.ones(2, 2))
+    for _ in range(4): assert len(queue) == 7
+    assert Remote.looks == 2                                   # an update knows how many it adds
+    queue.load_state_dict(MemoryQueue(8, keys=2).state_dict())
+    assert len(queue) == 0 and Remote.looks == 3
+
+
+def test_a_read_inside_a_compiled_graph_follows_the_queue():
+    torch._dynamo.reset()
+    queue = MemoryQueue(8, keys=2)
+    total = torch.compile(lambda q: (q @ queue["keys"].T).sum(), fullgraph=True, backend="aot_eager")
+    for n in (1, 2, 3, 4, 4):
+        queue.update(keys=torch.ones(n, 2))
+        torch.testing.assert_close(total(torch.ones(1, 2)), torch.tensor(2.0 * len(queue)))
+
+
 def test_unknown_field():
     with pytest.raises(KeyError, match="labels"): MemoryQueue(8, keys=2)["labels"]
     with pytest.raises(ValueError, match="fields must"): MemoryQueue(8)
