@@ -21,6 +21,8 @@ __all__ = ['PAPERS', 'BUDGETS', 'app', 'experiment_of', 'output_folder', 'save_f
 # %% ../nbs/toolkit/12_cli.ipynb #732bd5e3
 PAPERS = {
     "attract-repulse": "arcbook.papers.attract_repulse",
+    "iccl": "arcbook.papers.iccl",
+    "cone": "arcbook.papers.cone",
 }
 
 BUDGETS = {
@@ -127,13 +129,16 @@ def conclude(experiment, records, out: Path, paper: str, seconds: float):
 # %% ../nbs/toolkit/12_cli.ipynb #d93087c4
 def chosen_recipes(names):
     "The recipes that are meant; `ValueError` names those there are"
-    from arcbook.datasets import DATASETS
+    from arcbook.datasets import DATASETS, nearest
     from arcbook.download import recipes
     known, chosen = recipes(), {}
     for name in (re.sub(r"-(few|lt):.*", "", name) for name in names):
+        base, _, end = name.rpartition("-")
+        if base in known and f"train_{end}" in known[base].splits: name = base
         if name not in known and getattr(DATASETS.get(name), "kind", "") == "built in":
             raise ValueError(f"{name} is part of the installation and needs no download")
-        if name not in known: raise ValueError(f"NAME must be one of {', '.join(known)}, got {name!r}")
+        if name not in known:
+            raise ValueError(f"NAME must be one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
         chosen[name] = known[name]
     return list(chosen.values())
 
@@ -153,13 +158,13 @@ def data(
 
 # %% ../nbs/toolkit/12_cli.ipynb #5a0a00f3
 @app.command("list")
-def list_():
+def list_(root: Optional[Path] = Option(None, help="Where data sets are. Default: ARCBOOK_DATA or ~/.cache/arcbook.")):
     "List papers, data sets (found, missing or damaged) and budgets."
     from arcbook.datasets import available, data_root
     print("papers")
     for name in PAPERS: print(f"  {name:<18}{experiment_of(name).title}")
-    print(f"\ndata sets (in {data_root()}; set ARCBOOK_DATA to look elsewhere)")
-    rows = available()
+    print(f"\ndata sets (in {data_root(root)}; set ARCBOOK_DATA to look elsewhere)")
+    rows = available(root)
     for row in rows: print(f"  {row.name:<18}{row.state:<9}{row.kind}")
     print("  arcbook data NAME fetches a missing one and repairs a damaged one")
     print("  any of them also as NAME-few:50 (50 images per class) or NAME-lt:100 (long tail, imbalance 100)")

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SHARE', 'OUTLINES', 'MARKS', 'FORM', 'DATASETS', 'ImageSet', 'show_grid', 'enlarge_digits', 'star_distance',
-           'make_shapes', 'data_root', 'MappedSet', 'read_prepared', 'Source', 'load', 'Available', 'available',
-           'twelve', 'twelve_embeddings']
+           'make_shapes', 'data_root', 'MappedSet', 'read_prepared', 'Source', 'nearest', 'load', 'Available',
+           'available', 'twelve', 'twelve_embeddings']
 
 # %% ../nbs/toolkit/03_datasets.ipynb #f020b167
-import copy, hashlib, json, math, os, re
+import copy, difflib, hashlib, json, math, os, re, shlex
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -354,7 +354,8 @@ DATASETS = {}   # the registry; see below
 
 def _command(name, root=None):
     "The command that gets or restores a set; empty for a set that is not in the registry"
-    return f"arcbook data {name}{f' --root {root}' if root else ''}" if name in DATASETS else ""
+    place = f" --root {shlex.quote(str(root))}" if root else ""
+    return f"arcbook data {name}{place}" if name in DATASETS else ""
 
 def _repair(name, root=None, end="restore it"):
     "What to do where a file of a set is missing or damaged: the end of a sentence"
@@ -368,6 +369,7 @@ def _open_array(path, dtype, ndim, repair="prepare the set again"):
     except PermissionError: raise
     except Exception as error:   # whatever a damaged header makes NumPy's parser raise
         reason = " ".join(str(error).split())[:80] or type(error).__name__
+        if "pickled" in reason: reason = "it is no array of numbers"   # NumPy's guess at any other content
         raise ValueError(f"{path} is damaged ({reason}): {repair}") from error
     if isinstance(array, np.ndarray) and array.dtype == dtype and array.ndim == ndim: return array
     got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
@@ -472,7 +474,7 @@ DATASETS |= {
 }
 
 # %% ../nbs/toolkit/03_datasets.ipynb #6a69b4e4
-_NAME = re.compile(r"(\w[\w.-]*?)(?:-(few|lt):(\d+(?:\.\d+)?))?")
+_NAME = re.compile(r"(\w[^/\\:\0\n]*?)(?:-(few|lt):([0-9]+(?:\.[0-9]+)?))?")   # a folder's name, and a form of the set
 
 def _parse(name):
     "'cifar100-few:50' -> 'cifar100' and a function from labels to indices, or None"
@@ -485,6 +487,19 @@ def _parse(name):
                   "lt": lambda labels: long_tail_indices(labels, float(value))}[form]
 
 # %% ../nbs/toolkit/03_datasets.ipynb #3c0ccde3
+def _others(folder):
+    "Prepared sets of a data root that are not in the registry: name -> their form"
+    found = {path.parent.parent.name: "prepared form" for path in folder.glob("*/*/images.npy")}
+    found |= {path.parent.name: "photographs, lists" for path in folder.glob("*/images") if _has_lists(path.parent)}
+    plain = lambda name: (match := _NAME.fullmatch(name)) and not match[2]   # what `load` can be asked for
+    return {name: found[name] for name in sorted(set(found) - set(DATASETS)) if plain(name)}
+
+def nearest(name: str, known) -> str:
+    "` (did you mean 'digits'?)`, or nothing where no known name is like it"
+    close = difflib.get_close_matches(name.lower(), list(known), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+# %% ../nbs/toolkit/03_datasets.ipynb #ef9a23fb
 def _source(name, root):
     "The `Source` of a name, its folder and its training list: `cub200-10` is `train_10` of `cub200`. Or `ValueError`"
     for base in (name, name.rpartition("-")[0]):
@@ -493,8 +508,18 @@ def _source(name, root):
         chosen = known or (_photographs("by lists") if photographs else Source("on disk", "prepared form"))
         if base == name and (known or photographs or _splits(folder)): return chosen, base, "train"
         if photographs: return chosen, base, f"train_{name[len(base) + 1:]}"
-    raise ValueError(f"no data set is called {name!r}; known are {', '.join(DATASETS)}, "
+    if (data_root(root) / name).is_dir():
+        from arcbook.download import examine
+        raise FileNotFoundError(f"{examine(name, root)[1]}: {_repair(name, root)}")
+    known = [*DATASETS, *_others(data_root(root))]
+    raise ValueError(f"no data set is called {name!r}{nearest(name, known)}; known are {', '.join(DATASETS)}, "
                      f"and any prepared set in {data_root(root)}")
+
+# %% ../nbs/toolkit/03_datasets.ipynb #f4c349d9
+def _refuse_noted(folder, repair):
+    "`ValueError` where `arcbook data NAME --verify` has found a file damaged, though of the right size"
+    from arcbook.download import noted_damage
+    if wrong := noted_damage(folder): raise ValueError(f"{wrong}: {repair}")
 
 # %% ../nbs/toolkit/03_datasets.ipynb #5049c1a5
 def load(
@@ -509,6 +534,7 @@ def load(
     folder = data_root(root) / base
     if source.kind == "on disk" and not folder.is_dir():
         raise FileNotFoundError(f"data set {name!r} is missing: there is no {folder}; {_repair(base, root, 'get it')}")
+    _refuse_noted(folder, _repair(base, root))
     if options and source.read is not _read_photographs:
         raise ValueError(f"{name!r} holds no photographs: it takes no {', '.join(options)}")
     data = source.read(base, train if split == "train" else split, root, **options)
@@ -530,9 +556,7 @@ def available(root=None) -> list:
     "One row for every set of the registry and every other prepared set under the data root"
     from arcbook.download import state
     folder = data_root(root)
-    others = {path.parent.parent.name: "prepared form" for path in folder.glob("*/*/images.npy")}
-    others |= {path.parent.name: "photographs, lists" for path in folder.glob("*/images") if _has_lists(path.parent)}
-    every = DATASETS | {name: Source("on disk", others[name]) for name in sorted(set(others) - set(DATASETS))}
+    every = DATASETS | {name: Source("on disk", about) for name, about in _others(folder).items()}
     return [Available(name, f"{kind}: {about}", *(("found", "arcbook") if kind == "built in" else
                       (state(name, folder), str(folder / name)))) for name, (kind, about, _) in every.items()]
 

@@ -5,7 +5,8 @@
 # %% ../nbs/toolkit/14_download.ipynb #f020b167
 from __future__ import annotations
 
-import argparse, errno, json, os, re, secrets, shutil, stat, struct, sys, tarfile, time, zipfile
+import argparse, errno, json, os, re, secrets, shlex, shutil, stat, struct, sys, tarfile, time, zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 
 # %% auto #0
-__all__ = ['FULL', 'CLOSED', 'PATIENCE', 'PAUSE', 'TIMEOUT', 'BLOCK', 'MEMBERS', 'UNWRITABLE', 'MANIFEST', 'DownloadError',
-           'ArchiveError', 'File', 'Recipe', 'size_text', 'free_space', 'need_space', 'lock', 'workplace', 'download',
-           'check', 'fetch', 'bytes_missing', 'inside', 'survey', 'unpack', 'write_manifest', 'examine', 'state',
-           'verify', 'obtain', 'plan', 'script_folder', 'recipes', 'obtain_all', 'command']
+__all__ = ['FULL', 'CLOSED', 'PATIENCE', 'PAUSE', 'TIMEOUT', 'BLOCK', 'MEMBERS', 'UNWRITABLE', 'MANIFEST', 'PHOTOGRAPHS',
+           'ARRAYS', 'DownloadError', 'ArchiveError', 'File', 'Recipe', 'size_text', 'free_space', 'need_space', 'lock',
+           'workplace', 'download', 'check', 'fetch', 'bytes_missing', 'inside', 'survey', 'unpack', 'write_manifest',
+           'examine', 'state', 'verify', 'noted_damage', 'obtain', 'plan', 'script_folder', 'recipes', 'obtain_all',
+           'command']
 
 # %% ../nbs/toolkit/14_download.ipynb #732bd5e3
 class DownloadError(OSError):
@@ -178,6 +180,7 @@ BLOCK = 1 << 20    # bytes read at a time
 class _Unfit(Exception):
     "What the server sends does not continue what is on disk: start over"
 
+# %% ../nbs/toolkit/14_download.ipynb #c12a7b49
 class _Part:
     "The growing `.part` of a file"
     def __init__(self, path, file, bar, url=""):
@@ -202,7 +205,7 @@ class _Part:
     def flush(self): self.out.flush()
     def judge(self, response, *args, **kwargs): _judge(self, response)
 
-# %% ../nbs/toolkit/14_download.ipynb #c12a7b49
+# %% ../nbs/toolkit/14_download.ipynb #c13f23de
 def _judge(part, response):
     "Look at an answer before its bytes are written: does it continue the part, is it the file that is expected?"
     if response.status_code == 200: part.restart()             # no ranges here, or the file has changed
@@ -219,15 +222,17 @@ def _judge(part, response):
     part.total = part.bar.total = part.file.size if total is None else total
     _remember(part, response)
 
-# %% ../nbs/toolkit/14_download.ipynb #c13f23de
+# %% ../nbs/toolkit/14_download.ipynb #8d4f15f6
 def _note(path): return path.with_name(path.name + ".json")
 
+# %% ../nbs/toolkit/14_download.ipynb #7b804d25
 def _remember(part, response):
     "Keep what names this version of the file beside its part"
     tag = response.headers.get("ETag", "")
     if not tag or tag.startswith("W/"): tag = response.headers.get("Last-Modified", "")
     _note(part.path).write_text(json.dumps({"url": part.url, "version": tag}))
 
+# %% ../nbs/toolkit/14_download.ipynb #5b0217c8
 def _headers(part):
     "Ask for what is missing, on condition that the file is still the same"
     headers = {"Accept-Encoding": "identity", "User-Agent": "arcbook"}
@@ -239,7 +244,7 @@ def _headers(part):
     if part.have and version: headers["If-Range"] = version
     return headers
 
-# %% ../nbs/toolkit/14_download.ipynb #8d4f15f6
+# %% ../nbs/toolkit/14_download.ipynb #cb43200e
 def _attempt(part):
     "Let pooch fetch what is missing. '' when all is there, else what may pass; `DownloadError` for what will not"
     import pooch, requests
@@ -256,6 +261,7 @@ def _attempt(part):
         return f"the connection fails ({type(error).__name__})"
     return "" if part.total in (None, part.have) else f"it stops after {part.have} of {part.total} bytes"
 
+# %% ../nbs/toolkit/14_download.ipynb #6c7cf545
 def _status(part, response):
     "What an error of the server means"
     code = f"it answers {response.status_code} {response.reason}"
@@ -311,16 +317,18 @@ def fetch(
             _fetch(file, target, progress)
     return target
 
+# %% ../nbs/toolkit/14_download.ipynb #5049c1a5
 def bytes_missing(file: File, folder) -> int:
     "How much of a file is still to be fetched into `folder`; 0 where its size is not known"
     there = [p.stat().st_size for n in (file.name, file.name + ".part") if (p := Path(folder) / n).exists()]
     return max((file.size or 0) - max(there, default=0), 0)
 
-# %% ../nbs/toolkit/14_download.ipynb #7b804d25
+# %% ../nbs/toolkit/14_download.ipynb #46ed3498
 def _finish(path, target):
     _note(path).unlink(missing_ok=True)
     os.replace(path, target)
 
+# %% ../nbs/toolkit/14_download.ipynb #d78f577f
 def _fetch(file, target, progress):
     "Download from the first mirror that has the file"
     from tqdm import tqdm
@@ -345,7 +353,7 @@ def _fetch(file, target, progress):
     raise DownloadError(f"{file.name} could not be fetched: {'; '.join(faults)}. Run the same command again later, "
                         "or give your own copy with --from")
 
-# %% ../nbs/toolkit/14_download.ipynb #5b0217c8
+# %% ../nbs/toolkit/14_download.ipynb #6d5e6e94
 class _Member(NamedTuple):
     "An entry of an archive"
     name: str        # path below the folder, '' for the folder itself
@@ -353,6 +361,7 @@ class _Member(NamedTuple):
     is_folder: bool
     open: Callable
 
+# %% ../nbs/toolkit/14_download.ipynb #fadde081
 class _Bounded:
     "A stream that refuses to read a huge header in one piece, and remembers what it read last"
     def __init__(self, stream): self.stream, self.last = stream, b""
@@ -364,7 +373,7 @@ class _Bounded:
         self.last = self.stream.read(size)
         return self.last
 
-# %% ../nbs/toolkit/14_download.ipynb #5049c1a5
+# %% ../nbs/toolkit/14_download.ipynb #33929ec0
 def inside(name: str, kind: str = "file") -> str:
     "The path of an entry below the folder, `''` for the folder itself; `ArchiveError` for what must not be unpacked"
     parts = name.replace("\\", "/").split("/")
@@ -376,7 +385,7 @@ def inside(name: str, kind: str = "file") -> str:
     if not path and kind == "file": raise ArchiveError(f"{name!r} is no file name")
     return path
 
-# %% ../nbs/toolkit/14_download.ipynb #cb43200e
+# %% ../nbs/toolkit/14_download.ipynb #38289050
 def _stream(path):
     "The bytes of a tar archive, whatever compresses it; None for a zip archive"
     import bz2, gzip, lzma
@@ -386,6 +395,7 @@ def _stream(path):
         if magic.startswith(start): return opener(path, "rb")
     return open(path, "rb")
 
+# %% ../nbs/toolkit/14_download.ipynb #6a69b4e4
 def _zip_members(archive) -> Iterator[_Member]:
     "Entries of a zip archive"
     for m in archive.infolist():
@@ -395,7 +405,7 @@ def _zip_members(archive) -> Iterator[_Member]:
         if m.flag_bits & 1: kind = "file with a password"
         yield _Member(inside(m.orig_filename, kind), m.file_size, m.is_dir(), lambda m=m: archive.open(m))
 
-# %% ../nbs/toolkit/14_download.ipynb #6c7cf545
+# %% ../nbs/toolkit/14_download.ipynb #3c0ccde3
 def _tar_members(stream, folder, limit) -> Iterator[_Member]:
     "Entries of a tar archive in their order"
     bounded = _Bounded(stream)
@@ -417,7 +427,7 @@ def _ask_filter(member, folder):
     try: tarfile.data_filter(member, str(folder))
     except tarfile.FilterError as error: raise ArchiveError(str(error)) from None
 
-# %% ../nbs/toolkit/14_download.ipynb #46ed3498
+# %% ../nbs/toolkit/14_download.ipynb #ef9a23fb
 @contextmanager
 def _members(path, folder, limit):
     "The entries of an archive, each judged before it is handed out"
@@ -437,7 +447,7 @@ def _readable(path):
         if error.errno is not None or isinstance(error, DownloadError): raise
         raise ArchiveError(f"{path} is damaged or no tar or zip archive: {error}") from error
 
-# %% ../nbs/toolkit/14_download.ipynb #33929ec0
+# %% ../nbs/toolkit/14_download.ipynb #599d0b8e
 MEMBERS = 5_000_000    # entries that an archive may have
 
 def survey(archive, folder, limit: int, progress: bool = None) -> int:
@@ -452,7 +462,7 @@ def survey(archive, folder, limit: int, progress: bool = None) -> int:
             if count > MEMBERS: raise ArchiveError(f"it has more than {MEMBERS} entries")
     return total
 
-# %% ../nbs/toolkit/14_download.ipynb #599d0b8e
+# %% ../nbs/toolkit/14_download.ipynb #79bf2d86
 def unpack(
     archive,                # tar, tar.gz, tar.bz2, tar.xz or zip, told by content
     folder,                 # must be new or empty
@@ -475,7 +485,7 @@ def unpack(
             os.rename(place / "new", folder)
     return folder
 
-# %% ../nbs/toolkit/14_download.ipynb #d78f577f
+# %% ../nbs/toolkit/14_download.ipynb #f4c349d9
 UNWRITABLE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 
 def _write(member, folder, left, bar):
@@ -496,26 +506,34 @@ def _write(member, folder, left, bar):
     if written < member.size: raise ArchiveError(f"{member.name!r} is shorter than it says")
     return written
 
-# %% ../nbs/toolkit/14_download.ipynb #79bf2d86
-MANIFEST = "prepared.json"
+# %% ../nbs/toolkit/14_download.ipynb #538551ad
+MANIFEST, PHOTOGRAPHS = "prepared.json", "photographs.json"
 
 def write_manifest(recipe: Recipe, folder, sources: dict) -> dict:
-    "List every file of a prepared set with size and hash, in `prepared.json`"
-    from pooch import file_hash
+    "List every file of a prepared set with size and hash, in `prepared.json`; what is below `images`, beside it"
     from tqdm import tqdm
-    folder, files = Path(folder), {}
+    folder, files, photos = Path(folder), {}, {}
     paths = sorted(p for p in folder.rglob("*") if p.is_symlink() or p.is_file())
     for path in tqdm(paths, desc="hash", unit=" files", disable=None, leave=False):
         name = path.relative_to(folder).as_posix()
-        if path.is_symlink(): files[name] = {"link": os.readlink(path)}
-        else: files[name] = {"size": path.stat().st_size, "sha256": file_hash(str(path))}
+        (photos if name.startswith("images/") and not path.is_symlink() else files)[name] = _entry(path)
+    if photos:
+        _write_json(folder / PHOTOGRAPHS, photos)
+        files[PHOTOGRAPHS] = _entry(folder / PHOTOGRAPHS)
     content = {"name": recipe.name, "title": recipe.title, "licence": recipe.licence, "homepage": recipe.homepage,
                "prepared": datetime.now(timezone.utc).strftime("%Y-%m-%d"), "splits": dict(recipe.splits),
-               "sources": sources, "files": files}
+               "sources": sources, "files": files, "folders": Counter(os.path.dirname(name) for name in photos)}
     _write_json(folder / MANIFEST, content)
     return content
 
-# %% ../nbs/toolkit/14_download.ipynb #6d5e6e94
+# %% ../nbs/toolkit/14_download.ipynb #835359cf
+def _entry(path):
+    "What is noted of a file"
+    from pooch import file_hash
+    if path.is_symlink(): return {"link": os.readlink(path)}
+    return {"size": path.stat().st_size, "sha256": file_hash(str(path))}
+
+# %% ../nbs/toolkit/14_download.ipynb #e9377ea1
 def _write_json(path, content):
     "Replace a file as a whole"
     part = path.with_name(path.name + ".part")
@@ -524,87 +542,141 @@ def _write_json(path, content):
         file.flush(), os.fsync(file.fileno())
     os.replace(part, path)
 
+# %% ../nbs/toolkit/14_download.ipynb #6f3a7690
+def _read_json(path, fits):
+    "What a JSON file holds, None where there is none; `ValueError` where it is damaged"
+    try: content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError: return None
+    except (ValueError, RecursionError): content = None
+    if isinstance(content, dict) and fits(content): return content
+    raise ValueError(f"{path} is damaged")
+
+def _are_entries(files):
+    "Whether `files` maps names to what is noted of files"
+    fits = lambda entry: isinstance(entry, dict) and ("link" in entry or {"size", "sha256"} <= entry.keys())
+    return isinstance(files, dict) and all(map(fits, files.values()))
+
+# %% ../nbs/toolkit/14_download.ipynb #3bd6291f
 def _read_manifest(folder):
     "The manifest of a set, None where there is none; `ValueError` where it is damaged"
-    try: content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError: return None
-    except ValueError: raise ValueError(f"{folder / MANIFEST} is damaged") from None
-    fits = lambda entry: isinstance(entry, dict) and ("link" in entry or {"size", "sha256"} <= entry.keys())
-    files = content.get("files") if isinstance(content, dict) else None
-    if isinstance(files, dict) and all(map(fits, files.values())) and isinstance(content.get("damaged", []), list):
-        return content
-    raise ValueError(f"{folder / MANIFEST} is damaged")
+    def fits(content):
+        kinds = isinstance(content.get("damaged", []), list), isinstance(content.get("folders", {}), dict)
+        return all(kinds) and _are_entries(content.get("files"))
+    return _read_json(folder / MANIFEST, fits)
 
-# %% ../nbs/toolkit/14_download.ipynb #fadde081
+def _read_photographs(folder):
+    "Entries of the photographs of a set, by name; `ValueError` where their list is damaged"
+    return _read_json(folder / PHOTOGRAPHS, _are_entries) or {}
+
+# %% ../nbs/toolkit/14_download.ipynb #d81ff09a
 def _compare(path, entry):
     "What is wrong with a file of a prepared set, by its size; '' if nothing"
     try: size = path.stat().st_size
     except OSError: return "leads nowhere" if "link" in entry else "is missing"
     return "" if "link" in entry or size == entry["size"] else f"has {size} bytes instead of {entry['size']}"
 
-def _sound_array(path):
-    "Whether a `.npy` file is as long as its header says"
-    try: array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception: return False                             # whatever a damaged header makes NumPy's parser raise
-    return array.nbytes + array.offset == path.stat().st_size
+ARRAYS = {"images": ("uint8", 4), "labels": ("int64", 1)}      # type and number of axes in the prepared form
 
+def _length(path):
+    "Images that an `images.npy` or `labels.npy` holds; None where it is of another kind, or not as long as it says"
+    try: array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception: return None                              # whatever a damaged header makes NumPy's parser raise
+    if not isinstance(array, np.memmap) or (array.dtype, array.ndim) != ARRAYS[path.stem]: return None
+    return len(array) if array.nbytes + array.offset == path.stat().st_size else None
+
+# %% ../nbs/toolkit/14_download.ipynb #9c0ecd11
 def _examine_by_hand(folder):
     "State of a set that has no manifest"
-    splits = sorted({path.parent for part in ("images", "labels") for path in folder.glob(f"*/{part}.npy")})
-    for path in (split / f"{part}.npy" for split in splits for part in ("images", "labels")):
+    splits = sorted({path.parent for part in ARRAYS for path in folder.glob(f"*/{part}.npy")})
+    if not splits and not ((folder / "images").is_dir() and any(folder.glob("*.txt"))):
+        return "missing", f"{folder} holds no prepared set"
+    needed = [split / f"{part}.npy" for split in splits for part in ARRAYS] + [folder / "classes.json"] * bool(splits)
+    for path in needed:
         if not path.exists(): return "damaged", f"{path} is missing"
-        if not _sound_array(path): return "damaged", f"{path} is damaged"
-    if splits or (folder / "images").is_dir() and any(folder.glob("*.txt")): return "found", ""
-    return "missing", f"{folder} holds no prepared set"
+        if path.suffix == ".npy" and _length(path) is None: return "damaged", f"{path} is damaged"
+    for split in splits:
+        images, labels = (_length(split / f"{part}.npy") for part in ARRAYS)
+        if images != labels: return "damaged", f"{split} holds {images} images and {labels} labels"
+    return "found", ""
 
-# %% ../nbs/toolkit/14_download.ipynb #538551ad
-def examine(name: str, root=None) -> tuple[str, str]:
+# %% ../nbs/toolkit/14_download.ipynb #d9589ab5
+def examine(
+    name: str,
+    root=None,
+    each: bool = False,   # compare the size of each photograph; else they are only counted
+) -> tuple[str, str]:
     "`found`, `missing` or `damaged`, and what is wrong. Quick: compares sizes, not contents"
     from arcbook.datasets import data_root
     folder = data_root(root) / name
-    if not folder.is_dir() or not any(folder.iterdir()): return "missing", f"there is no {folder}"
+    if not folder.is_dir(): return "missing", f"there is no {folder}"
+    if not any(folder.iterdir()): return "missing", f"there is nothing in {folder}"
     try: content = _read_manifest(folder)
     except ValueError as error: return "damaged", str(error)
     if content is None: return _examine_by_hand(folder)
-    if content.get("damaged"): return "damaged", f"{folder / content['damaged'][0]} is damaged"
-    for file, entry in content["files"].items():
-        wrong = _compare(folder / file, entry)
-        if wrong: return "damaged", f"{folder / file} {wrong}"
-    return "found", ""
+    wrong = next(_faults(folder, content, each), "")
+    return ("damaged", wrong) if wrong else ("found", "")
 
 def state(name: str, root=None) -> str:
     "`found`, `missing` or `damaged`"
     return examine(name, root)[0]
 
-# %% ../nbs/toolkit/14_download.ipynb #d9589ab5
+# %% ../nbs/toolkit/14_download.ipynb #0698be19
+def _faults(folder, content, each):
+    "What is wrong with the files of a set, one sentence after the other; the quick questions first"
+    for name in content.get("damaged", []): yield f"{folder / str(name)} is damaged"
+    yield from _of_wrong_size(folder, content["files"])
+    for name, count in content.get("folders", {}).items():
+        try: found = len(os.listdir(folder / name))
+        except OSError: found = 0
+        if not isinstance(count, int) or found < count: yield f"{folder / name} holds {found} files instead of {count}"
+    if each:
+        try: yield from _of_wrong_size(folder, _read_photographs(folder))
+        except ValueError as error: yield str(error)
+
+def _of_wrong_size(folder, entries):
+    for name, entry in entries.items():
+        wrong = _compare(folder / name, entry)
+        if wrong: yield f"{folder / name} {wrong}"
+
+# %% ../nbs/toolkit/14_download.ipynb #3303c59d
 def verify(name: str, root=None, progress: bool = None) -> int:
     "Compare a prepared set with its hashes; the number of files. `DownloadError` names the damaged file and the repair"
     from arcbook.datasets import data_root
-    folder, again = data_root(root) / name, f"arcbook data {name}" + f" --root {root}" * (root is not None)
+    folder, again = data_root(root) / name, f"arcbook data {name}"
+    if root is not None: again += f" --root {shlex.quote(str(root))}"
     condition, wrong = examine(name, root)
     if condition == "missing": raise DownloadError(f"data set {name!r} is missing ({wrong}): get it by `{again}`")
     try: content = _read_manifest(folder)
     except ValueError: raise DownloadError(f"{wrong}: repair by `{again}`") from None
     if content is None and condition == "found": return 0
     if content is None: raise DownloadError(f"{wrong}: move {folder} away, then get the set by `{again}`")
-    damaged = _damaged_files(folder, content["files"], progress)
+    try: files = content["files"] | _read_photographs(folder)
+    except ValueError: files = content["files"]                # the list of photographs is found damaged below
+    damaged = _damaged_files(folder, files, progress)
     if damaged != content.get("damaged", []):
         try: _write_json(folder / MANIFEST, {**content, "damaged": damaged})
         except OSError: pass                                   # a read-only set can be verified too
-    if not damaged: return len(content["files"])
+    if not damaged: return len(files)
     others = f" and {len(damaged) - 1} more are" if damaged[1:] else " is"
     raise DownloadError(f"{folder / damaged[0]}{others} damaged: repair by `{again}`")
 
-# %% ../nbs/toolkit/14_download.ipynb #38289050
+# %% ../nbs/toolkit/14_download.ipynb #8a5ae8c4
 def _damaged_files(folder, files, progress):
     "Names of the files that are not as they were prepared"
     from pooch import file_hash
     from tqdm import tqdm
-    bar = tqdm(files.items(), unit="file", disable=None if progress is None else not progress, leave=False)
+    bar = tqdm(files.items(), unit=" files", disable=None if progress is None else not progress, leave=False)
     return [name for name, entry in bar if _compare(folder / name, entry) or
             "sha256" in entry and file_hash(str(folder / name)) != entry["sha256"]]
 
-# %% ../nbs/toolkit/14_download.ipynb #3303c59d
+# %% ../nbs/toolkit/14_download.ipynb #5feeeac0
+def noted_damage(folder) -> str:
+    "What an earlier `verify` found damaged, '' for nothing; the manifest itself where that cannot be read"
+    try: content = _read_manifest(Path(folder)) or {}
+    except ValueError as error: return str(error)
+    return next((f"{Path(folder) / str(name)} is damaged" for name in content.get("damaged", [])), "")
+
+# %% ../nbs/toolkit/14_download.ipynb #1da947f3
 def obtain(
     recipe: Recipe,
     root=None,              # data root; None: `ARCBOOK_DATA` or `~/.cache/arcbook`
@@ -623,19 +695,20 @@ def obtain(
         with _explained(home):
             home.mkdir(parents=True, exist_ok=True)
             with lock(home / f".{recipe.name}.lock", report):
-                if state(recipe.name, home) == "found": return target    # made while this process waited
+                if examine(recipe.name, home, each=True)[0] == "found": return target  # made while this one waited
                 _prepare(recipe, home, _gather(recipe, home, source, report), report)
         report(f"{recipe.name} is prepared: {target}\nlicence  {recipe.licence}\ncite     {recipe.citation}")
         kept = [f.name for f in recipe.files if (home / "downloads" / f.name).exists()]
         if kept: report(f"kept     {', '.join(kept)} in {home / 'downloads'}, for repairs; remove at will")
     return target
 
-# %% ../nbs/toolkit/14_download.ipynb #6a69b4e4
+# %% ../nbs/toolkit/14_download.ipynb #cc36a1ae
 def _report_verified(name, root, report):
     count = verify(name, root)
     report(f"{name}: {count} files are as they were prepared" if count else
-           f"{name}: its arrays are whole; it was not prepared by a script, so there are no hashes to compare")
+           f"{name}: nothing is missing; it was not prepared by a script, so there are no hashes to compare")
 
+# %% ../nbs/toolkit/14_download.ipynb #8dee3929
 def _tidy(target):
     "Remove what a process left that was killed after the rename"
     try:
@@ -645,12 +718,13 @@ def _tidy(target):
             with lock(name): pass
     except OSError: pass                                       # a set may lie on a read-only disk
 
+# %% ../nbs/toolkit/14_download.ipynb #a0b44c94
 def _needed(recipe, home, report):
     "Whether there is anything to do; `DownloadError` where that would remove files that are not ours"
-    condition, wrong = examine(recipe.name, home)
+    condition, wrong = examine(recipe.name, home, each=True)
     target = home / recipe.name
     if condition == "found":
-        report(f"{recipe.name} is there: {target}")
+        report(f"{recipe.name} is there: {target} (by its files' sizes; --verify compares their contents)")
         _tidy(target)
         return False
     if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).exists():
@@ -659,7 +733,7 @@ def _needed(recipe, home, report):
     if condition == "damaged": report(f"{wrong}: preparing {recipe.name} again")
     return True
 
-# %% ../nbs/toolkit/14_download.ipynb #3c0ccde3
+# %% ../nbs/toolkit/14_download.ipynb #d5ab5c63
 def _own_files(recipe, source):
     "The user's own files, by the names that the recipe gives them"
     found, names = {}, [f.name for f in recipe.files]
@@ -674,13 +748,14 @@ def _own_files(recipe, source):
         found |= here
     return found
 
+# %% ../nbs/toolkit/14_download.ipynb #f3749395
 def _check_own(file, path):
     "`DownloadError` where the user's copy is not the file that the recipe means"
     if path.is_dir(): wrong = "it is a folder" if file.hash or file.size else ""
     else: wrong = check(file, path)
     if wrong: raise DownloadError(f"{path} is not the {file.name} that is expected: {wrong}")
 
-# %% ../nbs/toolkit/14_download.ipynb #ef9a23fb
+# %% ../nbs/toolkit/14_download.ipynb #9f02c258
 def _gather(recipe, home, source, report):
     "The path of every file of a recipe: the user's own, or downloaded; all checked"
     from pooch import file_hash
@@ -705,7 +780,7 @@ def _gather(recipe, home, source, report):
         report(f"checked  {file.name} ({by})")
     return own
 
-# %% ../nbs/toolkit/14_download.ipynb #f4c349d9
+# %% ../nbs/toolkit/14_download.ipynb #1f30036b
 def _prepare(recipe, home, files, report):
     "Prepare in a hidden folder, then rename: whatever happens, the set is whole or absent"
     target = home / recipe.name
@@ -724,7 +799,7 @@ def _prepare(recipe, home, files, report):
         fd = os.open(home, os.O_RDONLY)
         os.fsync(fd), os.close(fd)
 
-# %% ../nbs/toolkit/14_download.ipynb #835359cf
+# %% ../nbs/toolkit/14_download.ipynb #09a7d43e
 @contextmanager
 def _blamed(recipe, home, files):
     "A recipe that stumbles over its files ends in one sentence; downloads that no hash vouches for are fetched anew"
@@ -738,17 +813,18 @@ def _blamed(recipe, home, files):
         raise DownloadError(f"{recipe.name} could not be prepared, its files are not as they should be "
                             f"({type(error).__name__}: {error})") from error
 
+# %% ../nbs/toolkit/14_download.ipynb #61f0e793
 def _count(recipe, folder, split, count):
     "A prepared split must have as many images as its publisher says"
     if (folder / f"{split}.txt").exists():
         sizes = [sum(bool(line.strip()) for line in (folder / f"{split}.txt").read_bytes().splitlines())]
     else:
-        arrays = [folder / split / f"{part}.npy" for part in ("images", "labels")]
-        sizes = [len(np.load(path, mmap_mode="r")) if _sound_array(path) else 0 for path in arrays]
+        arrays = [folder / split / f"{part}.npy" for part in ARRAYS]
+        sizes = [_length(path) or 0 for path in arrays]
     for size in sizes:
         if size != count: raise DownloadError(f"{recipe.name}: {split} has {size} images instead of {count}")
 
-# %% ../nbs/toolkit/14_download.ipynb #5feeeac0
+# %% ../nbs/toolkit/14_download.ipynb #1e029491
 def plan(recipe: Recipe, root=None, source=None) -> str:
     "What `obtain` would do: files, addresses, licence, place, space"
     from arcbook.datasets import data_root
@@ -769,13 +845,14 @@ def plan(recipe: Recipe, root=None, source=None) -> str:
                 f"{size_text(free_space(home))} are free")
     return "\n".join(lines)
 
-# %% ../nbs/toolkit/14_download.ipynb #1da947f3
+# %% ../nbs/toolkit/14_download.ipynb #10681f62
 def script_folder() -> Path:
     "`data_scripts`: inside the package where a wheel is installed, beside it in a clone"
     package = Path(__file__).resolve().parent
     inner = package / "data_scripts"
     return inner if inner.is_dir() else package.parent / "data_scripts"
 
+# %% ../nbs/toolkit/14_download.ipynb #9eac48f0
 def recipes(folder=None) -> dict:
     "Every recipe of the scripts in a folder, by name"
     folder, found = Path(folder or script_folder()), {}
@@ -785,7 +862,7 @@ def recipes(folder=None) -> dict:
             found[recipe.name] = recipe
     return found
 
-# %% ../nbs/toolkit/14_download.ipynb #e9377ea1
+# %% ../nbs/toolkit/14_download.ipynb #52e07135
 def _load_script(path):
     "A script as a module; it may import the `_...py` files beside it, as it can when it runs by itself"
     import importlib.util
@@ -799,7 +876,7 @@ def _load_script(path):
     finally: sys.path.remove(str(path.parent))
     return module
 
-# %% ../nbs/toolkit/14_download.ipynb #1e029491
+# %% ../nbs/toolkit/14_download.ipynb #d465127b
 def obtain_all(chosen, root=None, source=None, verify=False, dry_run=False) -> int:
     "`obtain` for several recipes; exit code 0, or 2 after one sentence for each that failed, 130 when interrupted"
     code = 0
@@ -813,7 +890,7 @@ def obtain_all(chosen, root=None, source=None, verify=False, dry_run=False) -> i
             code = 2
     return code
 
-# %% ../nbs/toolkit/14_download.ipynb #10681f62
+# %% ../nbs/toolkit/14_download.ipynb #5f9b7047
 def command(*recipes, argv=None):
     "The command line of a script of `data_scripts`"
     known = {recipe.name: recipe for recipe in recipes}

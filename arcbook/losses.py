@@ -6,7 +6,9 @@
 __all__ = ['InfoNCELoss', 'NTXentLoss', 'SupConLoss', 'cosine_logits', 'forces', 'info_nce', 'nt_xent',
            'soft_target_cross_entropy', 'sup_con', 'AttractRepulseLoss', 'AttractRepulseTerms',
            'ContrastiveRegularizationLoss', 'SymmetricCrossEntropyLoss', 'contrastive_regularization',
-           'symmetric_cross_entropy', 'ConsistencyLoss', 'consistency']
+           'symmetric_cross_entropy', 'CentroidContrastLoss', 'ICCLLoss', 'ICCLTerms', 'centroid_contrast', 'CoNeLoss',
+           'CoNeTerms', 'DistributionalConsistencyLoss', 'NeighbourContrastLoss', 'distributional_consistency',
+           'neighbour_contrast', 'ConsistencyLoss', 'consistency']
 
 # %% ../nbs/losses.ipynb #f020b167
 from .contrast import (InfoNCELoss, NTXentLoss, SupConLoss, cosine_logits, forces, info_nce, nt_xent,
@@ -14,10 +16,15 @@ from .contrast import (InfoNCELoss, NTXentLoss, SupConLoss, cosine_logits, force
 from .papers.attract_repulse import (
     AttractRepulseLoss, AttractRepulseTerms, ContrastiveRegularizationLoss, SymmetricCrossEntropyLoss,
     contrastive_regularization, symmetric_cross_entropy)
+from .papers.cone import (CoNeLoss, CoNeTerms, DistributionalConsistencyLoss, NeighbourContrastLoss,
+                                 distributional_consistency, neighbour_contrast)
+from .papers.iccl import CentroidContrastLoss, ICCLLoss, ICCLTerms, centroid_contrast
 from .teachers import ConsistencyLoss, consistency
 
 # %% ../nbs/losses.ipynb #aa52b409
 _all_ = ["InfoNCELoss", "NTXentLoss", "SupConLoss", "cosine_logits", "forces", "info_nce", "nt_xent",
          "soft_target_cross_entropy", "sup_con", "AttractRepulseLoss", "AttractRepulseTerms",
          "ContrastiveRegularizationLoss", "SymmetricCrossEntropyLoss", "contrastive_regularization",
-         "symmetric_cross_entropy", "ConsistencyLoss", "consistency"]
+         "symmetric_cross_entropy", "CentroidContrastLoss", "ICCLLoss", "ICCLTerms", "centroid_contrast",
+         "CoNeLoss", "CoNeTerms", "DistributionalConsistencyLoss", "NeighbourContrastLoss",
+         "distributional_consistency", "neighbour_contrast", "ConsistencyLoss", "consistency"]

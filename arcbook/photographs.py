@@ -9,7 +9,7 @@ __all__ = ['TURNS', 'DRAWS', 'CROPS', 'read_list', 'to_rgb', 'turn', 'read_photo
 
 # %% ../nbs/toolkit/13_photographs.ipynb #f020b167
 import hashlib, io, math, os, re, signal, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import current_process
 from pathlib import Path
@@ -62,22 +62,24 @@ def to_rgb(photo):  # a Pillow image of any mode
     return photo.convert("RGB")
 
 # %% ../nbs/toolkit/13_photographs.ipynb #0e4022c1
-TURNS = {1: (False, ()), 2: (False, (2,)), 3: (False, (1, 2)), 4: (False, (1,)),    # EXIF: transposed?, then flipped along
+TURNS = {1: (False, ()), 2: (False, (2,)), 3: (False, (1, 2)), 4: (False, (1,)),    # transposed?, flipped along
          5: (True, ()), 6: (True, (2,)), 7: (True, (1, 2)), 8: (True, (1,))}
 
+# %% ../nbs/toolkit/13_photographs.ipynb #9cd304c3
 def turn(pixels, orientation):  # [3, H, W], 1..8
     "The picture as its EXIF orientation asks"
     transposed, flipped = TURNS[orientation]
     pixels = pixels.transpose(1, 2) if transposed else pixels
     return pixels.flip(flipped) if flipped else pixels
 
+# %% ../nbs/toolkit/13_photographs.ipynb #9cdde7ea
 def _orientation(photo):
     "1..8; a damaged EXIF block asks for nothing"
     try: value = photo.getexif().get(0x0112, 1)
     except Exception: return 1
     return value if value in TURNS else 1
 
-# %% ../nbs/toolkit/13_photographs.ipynb #9cd304c3
+# %% ../nbs/toolkit/13_photographs.ipynb #d93087c4
 def read_photo(
     source,                # a path, or the bytes of a file
     upright: bool = True,  # turn the picture as its EXIF orientation asks
@@ -105,6 +107,7 @@ def _encoded(source):
     if not data: raise ValueError(f"{where} is damaged (it has 0 bytes)")
     return data, where
 
+# %% ../nbs/toolkit/13_photographs.ipynb #76f8e00f
 def _read_file(path):
     try: return Path(path).read_bytes()
     except OSError as error: raise _unreadable(path, error) from None
@@ -114,6 +117,7 @@ def _unreadable(path, error):
     missing = isinstance(error, FileNotFoundError)
     return type(error)(f"{path} is missing" if missing else f"{path} cannot be read ({error.strerror})")
 
+# %% ../nbs/toolkit/13_photographs.ipynb #8f7c21c3
 def _decode_jpeg(data):
     "torchvision's decoder; None where it refuses or is not there, so that Pillow has the last word"
     try:
@@ -121,6 +125,7 @@ def _decode_jpeg(data):
         return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except (RuntimeError, ImportError): return None
 
+# %% ../nbs/toolkit/13_photographs.ipynb #3f46b6ca
 @contextmanager
 def _silence():
     "No warnings: neither of odd headers, which are common, nor of a decoder that will be given up"
@@ -128,12 +133,12 @@ def _silence():
         warnings.simplefilter("ignore")
         yield
 
-# %% ../nbs/toolkit/13_photographs.ipynb #9cdde7ea
+# %% ../nbs/toolkit/13_photographs.ipynb #5a0a00f3
 def resize(pixels, height, width):  # uint8 [3, h, w]
     "Bilinear with antialiasing: uint8 `[3, height, width]`"
     return F.interpolate(pixels[None], (height, width), mode="bilinear", antialias=True)[0]
 
-# %% ../nbs/toolkit/13_photographs.ipynb #d93087c4
+# %% ../nbs/toolkit/13_photographs.ipynb #5136ec18
 def centre_crop(pixels, size, margin=256 / 224):  # uint8 [3, h, w]
     "Shorter side to `size * margin`, then the middle: uint8 `[3, size, size]`"
     h, w = pixels.shape[1:]
@@ -142,11 +147,12 @@ def centre_crop(pixels, size, margin=256 / 224):  # uint8 [3, h, w]
     short = round(size * margin)
     return _middle(resize(pixels, max(short, int(short * h / w)), max(short, int(short * w / h))), size, size)
 
+# %% ../nbs/toolkit/13_photographs.ipynb #5049c1a5
 def _middle(pixels, height, width):
     top, left = round((pixels.shape[1] - height) / 2), round((pixels.shape[2] - width) / 2)
     return pixels[:, top:top + height, left:left + width]
 
-# %% ../nbs/toolkit/13_photographs.ipynb #8f7c21c3
+# %% ../nbs/toolkit/13_photographs.ipynb #33929ec0
 DRAWS = 22   # numbers per box: ten times an area and a shape, then a place
 
 def random_box(
@@ -165,7 +171,7 @@ def random_box(
     h, w = min(height, round(width / inside)), min(width, round(height * inside))
     return (height - h) // 2, (width - w) // 2, h, w
 
-# %% ../nbs/toolkit/13_photographs.ipynb #5a0a00f3
+# %% ../nbs/toolkit/13_photographs.ipynb #599d0b8e
 CROPS = ("centre", "resized", "whole")
 
 def crop_photo(pixels, size, crop, draws, scale, ratio):  # uint8 [3, H, W]
@@ -175,6 +181,7 @@ def crop_photo(pixels, size, crop, draws, scale, ratio):  # uint8 [3, H, W]
     top, left, h, w = random_box(*pixels.shape[1:], draws, scale, ratio)
     return resize(pixels[:, top:top + h, left:left + w], size, size)
 
+# %% ../nbs/toolkit/13_photographs.ipynb #79bf2d86
 def decode(
     source,                # a path, or the bytes of a file
     size: int = 224,
@@ -187,12 +194,13 @@ def decode(
     _check_crop(size, crop, scale, ratio)
     return crop_photo(read_photo(source, upright), size, crop, _draws(seed, b"", 1)[0], scale, ratio)
 
-# %% ../nbs/toolkit/13_photographs.ipynb #76f8e00f
+# %% ../nbs/toolkit/13_photographs.ipynb #87b8a911
 def _draws(seed, row, n):
     "Uniform numbers [n, DRAWS] from `seed` and the bytes of `row` alone, the same on every platform"
     key = hashlib.sha256(b"%d " % seed + row).digest()
     return np.random.RandomState(np.frombuffer(key, "<u4")).random_sample((n, DRAWS))
 
+# %% ../nbs/toolkit/13_photographs.ipynb #e32c4dac
 def _need(name, text, got): raise ValueError(f"{name} must be {text}, got {got}")
 
 def _check_crop(size, crop, scale, ratio):
@@ -201,7 +209,7 @@ def _check_crop(size, crop, scale, ratio):
     if not 0 < scale[0] <= scale[1] <= 1: _need("scale", "(low, high) with 0 < low <= high <= 1", scale)
     if not 0 < ratio[0] <= ratio[1] < math.inf: _need("ratio", "(low, high) with 0 < low <= high", ratio)
 
-# %% ../nbs/toolkit/13_photographs.ipynb #5136ec18
+# %% ../nbs/toolkit/13_photographs.ipynb #538551ad
 @dataclass(eq=False, repr=False)
 class PhotoList:
     "Which photographs, and how to look at them. `ValueError` where an argument is not what it must be"
@@ -231,7 +239,7 @@ class PhotoList:
     def path(self, index): return Path(self.root, os.fsdecode(self.paths[index]))
     def digest(self): return _photo_digest(self)
 
-# %% ../nbs/toolkit/13_photographs.ipynb #3f46b6ca
+# %% ../nbs/toolkit/13_photographs.ipynb #c12a7b49
 def _check_photos(data):
     "Raise `ValueError` where `data` is not a sound `PhotoList`; bring its paths into their form"
     _check_crop(data.size, data.crop, data.scale, data.ratio)
@@ -247,7 +255,7 @@ def _check_photos(data):
     if labels.min() < 0 or labels.max() > last:
         _need("labels", f"in 0..{last} ({last + 1} classes)", f"{labels.min()}..{labels.max()}")
 
-# %% ../nbs/toolkit/13_photographs.ipynb #5049c1a5
+# %% ../nbs/toolkit/13_photographs.ipynb #d9589ab5
 def _photo_digest(data):
     "SHA-256 of paths, labels, file sizes and crop; 12 hexadecimal digits"
     sizes = data._kept.get("sizes")
@@ -257,6 +265,7 @@ def _photo_digest(data):
     total.update(data.labels.cpu().numpy().astype("<i8").tobytes() + sizes.tobytes())
     return total.hexdigest()[:12]
 
+# %% ../nbs/toolkit/13_photographs.ipynb #c13f23de
 def _file_size(data, index):
     try: return os.stat(data.path(index)).st_size
     except OSError as error: raise _advised(_unreadable(data.path(index), error), data.repair) from None
@@ -265,14 +274,15 @@ def _advised(error, repair):
     "The same error with what to do about it"
     return type(error)(f"{error}: " + (f"run `{repair}` to restore it" if repair else "put the file back"))
 
-# %% ../nbs/toolkit/13_photographs.ipynb #33929ec0
+# %% ../nbs/toolkit/13_photographs.ipynb #3303c59d
 def _job(data, row, seed):
     "What a worker must know to decode the photographs `row` (int64 array of any shape)"
     how = data.size, data.crop, data.scale, data.ratio, data.upright
     return os.fspath(data.root), data.paths[row], row, seed, how, data.repair
 
+# %% ../nbs/toolkit/13_photographs.ipynb #5feeeac0
 def _decode_row(job):
-    "uint8 [..., 3, size, size]; or the error as a value, because one raised in a worker arrives as a traceback"
+    "uint8 [..., 3, size, size], or the error"
     root, paths, row, seed, (size, crop, scale, ratio, upright), repair = job
     draws, pixels = _draws(seed, row.tobytes(), row.size), torch.empty(row.size, 3, size, size, dtype=torch.uint8)
     for i, path in enumerate(paths.reshape(-1)):
@@ -281,11 +291,12 @@ def _decode_row(job):
         pixels[i] = crop_photo(photo, size, crop, draws[i], scale, ratio)
     return pixels.view(*row.shape, 3, size, size)
 
-# %% ../nbs/toolkit/13_photographs.ipynb #599d0b8e
+# %% ../nbs/toolkit/13_photographs.ipynb #1da947f3
 class _Work(Dataset):
     "A data set of everything: its index is a job"
     def __getitem__(self, job): return _decode_row(job)
 
+# %% ../nbs/toolkit/13_photographs.ipynb #1e029491
 class _Jobs:
     "A sampler that can be filled anew"
     jobs = ()
@@ -297,28 +308,39 @@ def _begin(worker):
     "Ctrl-C reaches every process of a terminal; only the parent shall answer"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-# %% ../nbs/toolkit/13_photographs.ipynb #79bf2d86
+# %% ../nbs/toolkit/13_photographs.ipynb #10681f62
 class _Pool:
     "Worker processes that outlive an epoch; one stream of jobs at a time"
     def __init__(self, workers, pin):
+        _load_decoders()
         self.busy, self.queue = False, _Jobs()
         self.loader = DataLoader(_Work(), batch_size=None, sampler=self.queue, num_workers=workers, collate_fn=_same,
                                  persistent_workers=True, pin_memory=pin, worker_init_fn=_begin)
 
     def run(self, jobs):
-        "The results, in the order of the jobs"
+        "Iterator over the results, in the order of the jobs"
         self.queue.jobs = jobs
-        try: yield from self.loader
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"): raise
-            raise RuntimeError("a process that decodes photographs has died (killed, or out of memory or of shared "
-                               "memory): use fewer workers, or workers=0") from None
+        return iter(self.loader)
 
     def stop(self):
         running, self.loader._iterator = self.loader._iterator, None
-        if running is not None: running._shutdown_workers()
+        try:
+            if running is not None: running._shutdown_workers()
+        except RuntimeError as error:   # torch reports every killed worker by a signal, whatever this process is doing
+            if not _died(error): raise
 
-# %% ../nbs/toolkit/13_photographs.ipynb #538551ad
+# %% ../nbs/toolkit/13_photographs.ipynb #8d4f15f6
+def _load_decoders():
+    "Import them before the workers are forked, or each of them would need seconds and memory to do so"
+    from PIL import Image
+    Image.preinit()
+    with suppress(ImportError): import torchvision.io
+
+def _died(error):
+    "Whether an error means that a worker is gone: the words of `DataLoader`, or a connection that has broken off"
+    return str(error).startswith("DataLoader worker (pid") or isinstance(error, (ConnectionError, EOFError))
+
+# %% ../nbs/toolkit/13_photographs.ipynb #9eac48f0
 def _stream(data, order, seed):
     "Batches for the rows of `order`, a list of int64 arrays"
     jobs, workers = (_job(data, row, seed) for row in order), _worker_count(data)
@@ -330,12 +352,16 @@ def _stream(data, order, seed):
         results = pool.run(jobs)
         for row in order: yield _finish(data, row, next(results))
     except GeneratorExit: raise   # the caller has left its loop: the workers may wait for the next one
-    except BaseException: stop = True; raise
+    except BaseException as error:
+        stop = True
+        if not _died(error): raise
+        raise RuntimeError("a process that decodes photographs has died (killed, or out of memory or of shared "
+                           "memory): use fewer workers, or workers=0") from None
     finally:
         pool.busy = False
         if stop: pool.stop()
 
-# %% ../nbs/toolkit/13_photographs.ipynb #87b8a911
+# %% ../nbs/toolkit/13_photographs.ipynb #7b804d25
 def _claim(data, workers):
     "The pool of a set, or one for this stream alone if that is busy (then True: stop it afterwards)"
     kept = data._kept.get(os.getpid())   # a forked process must not use its parent's
@@ -343,19 +369,30 @@ def _claim(data, workers):
     pool.busy = True
     return pool, data._kept.setdefault(os.getpid(), pool) is not pool
 
+# %% ../nbs/toolkit/13_photographs.ipynb #5b0217c8
 def _worker_count(data):
     "Processes to use; none inside a process that may not have children"
     if current_process().daemon: return 0
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(8, cpus) if data.workers is None else data.workers
 
+# %% ../nbs/toolkit/13_photographs.ipynb #d465127b
 def _finish(data, row, pixels):
     "Pixels and labels on the device of the labels; an error that came as a value is raised"
     if isinstance(pixels, Exception): raise pixels
     device = data.labels.device
     if pixels.is_shared(): pixels = pixels.to(device, copy=True)   # and give the shared memory back at once
+    _tidy()
     return pixels.to(device, non_blocking=True), data.labels[torch.from_numpy(row).to(device)]
 
+# %% ../nbs/toolkit/13_photographs.ipynb #cb43200e
+def _tidy():
+    "Drop torch's notes about shared memory that is gone: otherwise 128 of them stay, each in the way of others"
+    with suppress(ImportError, AttributeError):
+        from torch.multiprocessing.reductions import shared_cache
+        with shared_cache.lock: shared_cache.free_dead_references()
+
+# %% ../nbs/toolkit/13_photographs.ipynb #6c7cf545
 def _rows(data, indices):
     "int64 array; `IndexError` where it points outside the set"
     rows = torch.as_tensor(indices)
@@ -365,7 +402,7 @@ def _rows(data, indices):
         raise IndexError(f"indices must be below {len(data)}, got {rows.min()}..{rows.max()}")
     return rows % len(data)
 
-# %% ../nbs/toolkit/13_photographs.ipynb #d9589ab5
+# %% ../nbs/toolkit/13_photographs.ipynb #5f9b7047
 class PhotoSet(PhotoList):
     "Photographs with labels, decoded when asked for: uint8 batches `[..., 3, size, size]` on the labels' device"
     def batch(self, indices, seed: int = 0):
@@ -374,7 +411,7 @@ class PhotoSet(PhotoList):
         return _finish(self, row, _decode_row(_job(self, row, seed)))
 
     def batches(self, order, seed: int = 0):
-        "Iterator over `batch(row, seed)` for every row of `order`, `[steps, ..., B]` or a list, decoded ahead by workers"
+        "Iterator over `batch(row, seed)` for the rows of `order` `[steps, ..., B]` (or a list), read ahead by workers"
         return _stream(self, [_rows(self, row) for row in order], seed)
 
     def subset(self, indices):
@@ -392,7 +429,7 @@ class PhotoSet(PhotoList):
         parts = [images for images, _ in self.batches(torch.arange(len(self)).split(64))]
         return ImageSet(torch.cat(parts), self.labels, self.classes, self.name)
 
-# %% ../nbs/toolkit/13_photographs.ipynb #3303c59d
+# %% ../nbs/toolkit/13_photographs.ipynb #ced4030e
 _LIST = re.compile(r"(train|val|trainval|test)(_[\w.]+)?")
 
 def photo_splits(folder) -> list:
@@ -400,6 +437,7 @@ def photo_splits(folder) -> list:
     found = [path.stem for path in Path(folder).glob("*.txt") if _LIST.fullmatch(path.stem)]
     return sorted(found, key=lambda split: (not split.startswith("train"), split))
 
+# %% ../nbs/toolkit/13_photographs.ipynb #0ea08793
 def training_list(folder):
     "The list that `train` stands for, or None"
     length = {split: _lines(folder, split) for split in photo_splits(folder) if split.startswith("train")}
@@ -407,7 +445,7 @@ def training_list(folder):
 
 def _lines(folder, split): return Path(folder, f"{split}.txt").read_bytes().rstrip().count(b"\n") + 1
 
-# %% ../nbs/toolkit/13_photographs.ipynb #5feeeac0
+# %% ../nbs/toolkit/13_photographs.ipynb #9763b190
 def find_list(name, split, root, repair=""):
     "Folder and list for a name and a split. `FileNotFoundError` for no such set, `ValueError` for no such split"
     folder = Path(root, name)
@@ -418,12 +456,12 @@ def find_list(name, split, root, repair=""):
     splits = photo_splits(folder)
     if not splits:
         advice = f"run `{repair}`" if repair else "put the set there or set ARCBOOK_DATA"
-        raise FileNotFoundError(f"data set {name!r} is missing: there is no list such as {folder / 'train.txt'}; {advice}")
+        raise FileNotFoundError(f"data set {name!r} is missing: there is no list {folder / 'train.txt'}; {advice}")
     found = training_list(folder) if split == "train" else split
     if found in splits: return folder, found
     raise ValueError(f"{name!r} has no split {split!r}; {folder} holds {', '.join(splits)}")
 
-# %% ../nbs/toolkit/13_photographs.ipynb #1da947f3
+# %% ../nbs/toolkit/13_photographs.ipynb #94814a1c
 def photo_classes(folder) -> list:
     "Class names of a set: from `classes.json`, else from the folders of the photographs, else numbers"
     if Path(folder, "classes.json").exists():
@@ -437,7 +475,7 @@ def photo_classes(folder) -> list:
     single = [next(iter(name)) for name in names if len(name) == 1]
     return single if "" not in single and len(set(single)) == len(names) else [str(k) for k in range(len(names))]
 
-# %% ../nbs/toolkit/13_photographs.ipynb #1e029491
+# %% ../nbs/toolkit/13_photographs.ipynb #34055ff0
 def read_photographs(
     name: str,             # `cub200`, or `cub200-10` for its list `train_10`
     split: str = "train",  # a list's name; `train` stands for the whole training list

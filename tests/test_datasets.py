@@ -1,5 +1,5 @@
 "Prepared sets and their faults, the digits' split, and what the generated shapes promise"
-import json, math, os, subprocess, sys, threading
+import importlib.util, json, math, os, subprocess, sys, threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +9,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import benchmark_loaders
 from arcbook import datasets
 from arcbook.datasets import (DATASETS, ImageSet, available, data_root, load, make_shapes, show_grid, twelve,
                               twelve_embeddings)
@@ -100,6 +99,36 @@ def test_names(root):
         refusal(ValueError, lambda: load(name, "train", root), repr(name))
     for split in ("../train", "", ".", "train/"):
         refusal(ValueError, lambda: load("mini", split, root), repr(split))
+
+
+def test_any_folder_name_will_do(root):
+    for name in ("my set", "日本", "a.b", "x-few", "a,b"):
+        write(root, name, "train", 2)
+        assert load(name, "train", root).name == name and load(f"{name}-few:1", "train", root).counts().tolist() == [1] * 3
+    for name in ("a-lt:3", ".hidden", "-x"): write(root, name, "train", 2)      # cannot be asked for, so they are not offered
+    assert {row.name for row in available(root)} == set(DATASETS) | {"mini", "my set", "日本", "a.b", "x-few", "a,b"}
+
+
+def test_names_that_are_nearly_right(root):
+    refusal(ValueError, lambda: load("CIFAR-100", "train", root), "(did you mean 'cifar100'?)")
+    refusal(ValueError, lambda: load("minni", "train", root), "(did you mean 'mini'?)")
+    refusal(ValueError, lambda: load("mini-few:５", "train", root), "name must be that of a data set")
+
+
+def test_a_folder_without_a_set(root):
+    (root / "half").mkdir()
+    refusal(FileNotFoundError, lambda: load("half", "train", root), f"there is nothing in {root / 'half'}")
+    (root / "half" / "notes").write_text("none yet")
+    refusal(FileNotFoundError, lambda: load("half", "train", root), root / "half", "holds no prepared set")
+    write(root, "other", "train", 2)
+    (root / "other" / "train" / "images.npy").unlink()
+    refusal(FileNotFoundError, lambda: load("other", "train", root), root / "other" / "train" / "images.npy", "is missing")
+    np.savez(open(root / "mini" / "train" / "images.npy", "wb"), a=np.zeros(3))
+    assert {row.name: row.state for row in available(root)}["mini"] == "damaged"
+
+
+def test_the_repairing_command_can_be_pasted(root):
+    refusal(FileNotFoundError, lambda: load("cifar10", "train", root / "my data"), f"run `arcbook data cifar10 --root '{root / 'my data'}'` to get it")
 
 
 FAULTS = {
@@ -346,8 +375,12 @@ def test_tiny_imagenet_50():
 # benchmark --------------------------------------------------------------------------------------
 
 def test_the_loader_benchmark_runs(tmp_path):
-    rows = benchmark_loaders.equal_sized(workers=0, batch=64, repeats=1, epochs=2, count=256, root=tmp_path)
-    text = benchmark_loaders.table(rows, rows[0].loader)
+    spec = importlib.util.spec_from_file_location("loaders", Path(__file__).parent.parent / "benchmarks" / "loaders.py")
+    loaders = importlib.util.module_from_spec(spec)
+    sys.modules["loaders"] = loaders                # dataclasses look their module up
+    spec.loader.exec_module(loaders)
+    rows = loaders.equal_sized(workers=0, batch=64, repeats=1, epochs=2, count=256, root=tmp_path)
+    text = loaders.table(rows, rows[0].loader)
     assert len(rows) == 3 and all(row.rate > 0 for row in rows) and "1.00" in text and "torchvision" in text
 
 

@@ -587,7 +587,10 @@ def test_damage_is_seen_named_and_repaired_without_network(server, recipe, tmp_p
     said = capsys.readouterr().err
     assert str(file) in said and f"arcbook data toy --root {tmp_path}" in said and said.count("\n") == 1
     assert state("toy", tmp_path) == "damaged"
+    from arcbook.datasets import load
+    fails((ValueError, OSError), lambda: load("toy", "train", tmp_path), file)      # known damage is not trained on
     obtain(recipe, tmp_path)
+    assert len(load("toy", "train", tmp_path)) == 40
     assert settled(tmp_path) and len(server.asked) == 1                            # out of the archive that was kept
 
 
@@ -603,7 +606,8 @@ def test_verify_needs_no_network_and_no_right_to_write(recipe, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"files": []}', '{"files": {"a": 1}}', '{"files": {"a": {}}}', "\xff",
-                                     '{"files": {"a": {"size": 1}}}', '{"files": {}, "damaged": 3}', '{"files": {"a": {"size": "1", "sha256": ""}}}'])
+                                     '{"files": {"a": {"size": 1}}}', '{"files": {}, "damaged": 3}', '{"files": {}, "folders": []}',
+                                     '{"files": {}, "folders": {"a": "1"}}', '{"files": {}, "folders": {"a": 1}}', "[" * 100_000, '{"files": {"a": {"size": "1", "sha256": ""}}}'])
 def test_a_damaged_manifest_is_damage(tmp_path, content):
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "prepared.json").write_text(content, encoding="latin-1")
@@ -706,16 +710,77 @@ def test_sets_prepared_by_hand(recipe, tmp_path, capsys):
     (folder / "images.npy").write_bytes(array_bytes(np.zeros((4, 8, 8, 3), np.uint8)))
     assert state("toy", tmp_path) == "damaged"
     (folder / "labels.npy").write_bytes(array_bytes(np.arange(4)))
+    assert examine("toy", tmp_path) == ("damaged", f"{tmp_path / 'toy' / 'classes.json'} is missing")
+    (tmp_path / "toy" / "classes.json").write_text('["a"]')
     assert state("toy", tmp_path) == "found" and verify("toy", tmp_path) == 0
     obtain(recipe, tmp_path, verify=True)
     assert "no hashes to compare" in capsys.readouterr().out
     for harm in (lambda data: data[:-1], lambda data: data + b"?", lambda data: data[:20], lambda data: b""):
         (folder / "labels.npy").write_bytes(harm(array_bytes(np.arange(4))))
         assert examine("toy", tmp_path) == ("damaged", f"{folder / 'labels.npy'} is damaged")
+    (folder / "labels.npy").write_bytes(array_bytes(np.arange(3)))
+    assert examine("toy", tmp_path) == ("damaged", f"{folder} holds 4 images and 3 labels")
     (tmp_path / "birds" / "images").mkdir(parents=True)
     assert state("birds", tmp_path) == "missing"
     (tmp_path / "birds" / "train.txt").write_text("a.jpg 0\n")
     assert state("birds", tmp_path) == "found"
+
+
+@pytest.mark.parametrize("odd", [np.zeros(4, np.float32), np.zeros(4, np.int32), np.zeros((4, 1), np.int64), "npz", "text"])
+def test_what_cannot_be_loaded_is_not_found(tmp_path, odd):
+    folder = tmp_path / "toy" / "train"
+    folder.mkdir(parents=True)
+    (tmp_path / "toy" / "classes.json").write_text('["a"]')
+    (folder / "images.npy").write_bytes(array_bytes(np.zeros((4, 8, 8, 3), np.uint8)))
+    with open(folder / "labels.npy", "wb") as file:
+        if isinstance(odd, np.ndarray): np.save(file, odd)
+        else: np.savez(file, a=np.zeros(3)) if odd == "npz" else file.write(b"404: Not Found")
+    assert examine("toy", tmp_path) == ("damaged", f"{folder / 'labels.npy'} is damaged")
+
+
+def aviary(files=7):
+    "A set of photographs in two folders, without a download"
+    def prepare(_, staging):
+        for i in range(files):
+            (staging / "images" / f"kind {i % 2}").mkdir(parents=True, exist_ok=True)
+            (staging / "images" / f"kind {i % 2}" / f"{i}.jpg").write_bytes(b"a photograph")
+        (staging / "train.txt").write_text("".join(f"kind {i % 2}/{i}.jpg {i % 2}\n" for i in range(files)))
+    return Recipe("aviary", "Aviary", "", "", "", (), prepare, 100, {"train": files})
+
+
+def test_photographs_are_counted_in_passing_and_compared_before_a_repair(tmp_path, monkeypatch):
+    obtain(aviary(), tmp_path)
+    folder = tmp_path / "aviary"
+    manifest = json.loads((folder / "prepared.json").read_text())
+    assert set(manifest["files"]) == {"train.txt", "photographs.json"} and manifest["folders"] == {"images/kind 0": 4, "images/kind 1": 3}
+    assert len(json.loads((folder / "photographs.json").read_text())) == 7 and verify("aviary", tmp_path) == 9
+    photo = folder / "images" / "kind 1" / "3.jpg"
+    with monkeypatch.context() as patch:                                            # a look opens no list and asks for no size
+        patch.setattr(download, "_read_photographs", None)
+        assert state("aviary", tmp_path) == "found"
+    os.truncate(photo, 5)
+    assert state("aviary", tmp_path) == "found" and examine("aviary", tmp_path, each=True) == ("damaged", f"{photo} has 5 bytes instead of 12")
+    obtain(aviary(), tmp_path)
+    assert photo.read_bytes() == b"a photograph"
+    photo.unlink()
+    assert examine("aviary", tmp_path) == ("damaged", f"{photo.parent} holds 2 files instead of 3")
+    obtain(aviary(), tmp_path)
+    flip(photo)
+    fails(DownloadError, lambda: verify("aviary", tmp_path), f"{photo} is damaged")
+    assert state("aviary", tmp_path) == "damaged"
+    obtain(aviary(), tmp_path)
+    (folder / "photographs.json").write_text("[" * (folder / "photographs.json").stat().st_size)
+    assert state("aviary", tmp_path) == "found" and examine("aviary", tmp_path, each=True)[1] == f"{folder / 'photographs.json'} is damaged"
+    fails(DownloadError, lambda: verify("aviary", tmp_path), "photographs.json is damaged")
+    obtain(aviary(), tmp_path)
+    assert verify("aviary", tmp_path) == 9
+
+
+def test_the_repairing_command_can_be_pasted(tmp_path):
+    root = tmp_path / "my data; ü"
+    obtain(aviary(), root)
+    flip(root / "aviary" / "train.txt")
+    assert f"`arcbook data aviary --root '{root}'`" in fails(DownloadError, lambda: verify("aviary", root))
 
 
 @pytest.mark.parametrize("entries,needle", [
@@ -776,11 +841,19 @@ def test_arcbook_data_calls_the_same_code(server, recipe, tmp_path, monkeypatch,
     os.truncate(tmp_path / "toy" / "train" / "labels.npy", 50)
     listed = CliRunner().invoke(cli.app, ["list"], env={"ARCBOOK_DATA": str(tmp_path)}).output
     assert [line.split()[1] for line in listed.splitlines() if line.startswith("  toy ")] == ["damaged"]
+    assert CliRunner().invoke(cli.app, ["list", "--root", str(tmp_path)]).output == listed
     assert call("toy", "--root", tmp_path, "--verify").exit_code == 2
     (tmp_path / "own.tgz").write_bytes(TOY)
     assert call("toy", "--root", tmp_path, "--from", tmp_path / "own.tgz").exit_code == 0 and len(server.asked) == 1
     assert "NAME must be one of toy" in str(call("nothing").exception) and "needs no download" in str(call("digits").exception)
     assert call("--verify").exit_code == 2
+    assert "(did you mean 'toy'?)" in str(call("tow").exception)
+
+
+def test_a_list_of_a_set_names_the_set():
+    from arcbook.cli import chosen_recipes
+    assert [r.name for r in chosen_recipes(["cub200-10", "cars-1i", "cub200", "imagenet-lt"])] == ["cub200", "cars", "imagenet-lt"]
+    fails(ValueError, lambda: chosen_recipes(["cub200-11"]), "got 'cub200-11' (did you mean 'cub200'?)")
 
 
 def test_the_recipes_of_the_book():
