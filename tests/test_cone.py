@@ -636,6 +636,10 @@ Z, T, PI = memory()
     (lambda: neighbour_contrast(Q, Y, Z[:, :2], T), "keys must be a floating tensor"),
     (lambda: neighbour_contrast(Q, Y, Z / 0, T), "keys must be finite"),
     (lambda: neighbour_contrast(Q, Y, Z, T[:4]), "key_labels must have shape"),
+    (lambda: neighbour_contrast(Q, Y - 1, Z, T - 1), "labels must be >= 0, got -1"),
+    (lambda: neighbour_contrast(Q, Y, Z.to("meta"), T), "keys must be on cpu with the queries, got meta"),
+    (lambda: neighbour_contrast(Q, Y, Z, T.to("meta")), "key_labels must be on cpu with the queries, got meta"),
+    (lambda: distributional_consistency(L, MQ, Z, PI.to("meta")), "key_probs must be on cpu with the queries"),
     (lambda: neighbour_contrast(Q, Y, Z, T, 0), "k must be an integer > 0, got 0"),
     (lambda: neighbour_contrast(Q, Y, Z, T, 2.5), "k must be an integer > 0"),
     (lambda: neighbour_contrast(Q, Y, Z, T, 3, 0.0), "temperature must be > 0"),
@@ -804,6 +808,23 @@ def test_recipe_of_a_set_that_is_not_here(monkeypatch, tmp_path):
     r = recipe("cifar100", "gpu").readings
     cone.size_of.cache_clear()
     assert (r.queue_size, r.k) == (64 * 256, 512)
+
+
+def test_small_sets_of_photographs_do_not_meet_their_own_keys(monkeypatch):
+    monkeypatch.setattr(cone, "size_of", lambda data: {"cub200": (5994, 200), "imagenet-lt": (115846, 1000), "imagenet": (1281167, 1000)}[data])
+    assert recipe("imagenet", "gpu").readings == Readings()
+    for data, n in (("cub200", 5994), ("imagenet-lt", 115846)):
+        r = recipe(data, "gpu").readings
+        assert r.queue_size < n / 2 and r.mask_self and r.backbone == "resnet50"
+
+
+def test_a_backbone_may_see_images_at_half_resolution():
+    torch.manual_seed(0)
+    half = cone.backbone("resnet8/2").eval()
+    x = draw(2, 3, 32, 32, dtype=torch.float32)
+    assert half.num_features == 64
+    assert_close(half(x), half[1](F.avg_pool2d(x, 2)))
+    assert recipe("shapes-few:40", "cpu").readings.backbone == "resnet8/2"
 
 
 def test_subclass_purity():

@@ -22,19 +22,20 @@ from ..evaluation import accuracy, knn_accuracy, predict
 from ..experiments import Experiment, Outcome
 from ..ledger import RunRecord, sources, thin
 from ..memory import MemoryQueue, is_count
-from ..models import Output, backbone, projection_head
+from ..models import Output, projection_head, shrunk
+from ..models import backbone as whole_backbone
 from ..teachers import EMATeacher, cosine_momentum
 from ..training import Budget, Method, fit, step_seed
 from ..views import Augment, augment_for
 
 # %% auto #0
 __all__ = ['FAITHFUL', 'OPTIONS', 'VARIANTS', 'LOSSES', 'K_EVAL', 'MAP_IMAGES', 'MOST_NEIGHBOURS', 'EXPERIMENT', 'CONTROLS',
-           'FIGURES', 'class_pull', 'mass_loss', 'check_option', 'check_k', 'check_stored', 'check_memory',
-           'inverse_length', 'key_blocks', 'block_cosines', 'top_columns', 'NearestKeys', 'weighted_rows',
-           'nearest_keys', 'neighbour_contrast', 'all_pull', 'check_neighbour', 'neighbour_target',
+           'FIGURES', 'class_pull', 'mass_loss', 'check_option', 'check_k', 'check_stored', 'check_device',
+           'check_memory', 'inverse_length', 'key_blocks', 'block_cosines', 'top_columns', 'NearestKeys',
+           'weighted_rows', 'nearest_keys', 'neighbour_contrast', 'all_pull', 'check_neighbour', 'neighbour_target',
            'distributional_consistency', 'check_dc', 'check_shares', 'confident', 'class_centre_loss',
            'NeighbourContrastLoss', 'DistributionalConsistencyLoss', 'CoNeTerms', 'CoNeLoss', 'check_weights',
-           'CoNeNetwork', 'Readings', 'faithful_readings', 'check_readings', 'momentum_of', 'make_queue',
+           'backbone', 'CoNeNetwork', 'Readings', 'faithful_readings', 'check_readings', 'momentum_of', 'make_queue',
            'crop_and_flip', 'CoNeModel', 'CoNe', 'Recipe', 'size_of', 'queue_sizes', 'recipe', 'training_images',
            'train_method', 'train', 'subclass_purity', 'marks', 'lighter', 'some', 'outputs_of', 'evaluate',
            'draw_curves', 'draw_maps']
@@ -72,10 +73,16 @@ def check_stored(name: str, x, shape: tuple):
     got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
     raise ValueError(f"{name} must be a floating tensor {wanted}, got {got}")
 
+def check_device(queries: Tensor, **others):
+    for name, x in others.items():
+        if isinstance(x, Tensor) and x.device != queries.device:
+            raise ValueError(f"{name} must be on {queries.device} with the queries, got {x.device}")
+
 def check_memory(queries, keys, indices, key_indices):
     "Queries [B, D] and keys [K, D]; the numbers of their images, both or neither."
     check_embeddings("queries", queries)
     check_stored("keys", keys, (None, queries.shape[1]))
+    check_device(queries, keys=keys, indices=indices, key_indices=key_indices)
     if (indices is None) != (key_indices is None):
         raise ValueError("indices and key_indices must be given both or neither")
     if indices is None: return
@@ -192,6 +199,9 @@ def all_pull(queries, labels, keys, key_labels, temperature, indices, key_indice
 def check_neighbour(queries, labels, keys, key_labels, k, reduction, form, min_mass, indices, key_indices):
     check_memory(queries, keys, indices, key_indices)
     check_labels("labels", labels, len(queries)), check_labels("key_labels", key_labels, len(keys))
+    check_device(queries, labels=labels, key_labels=key_labels)
+    if len(labels) and values_readable(labels) and labels.min() < 0:
+        raise ValueError(f"labels must be >= 0, got {int(labels.min())}: -1 is for keys that are nobody's")
     check_k(k), check_reduction(reduction), check_option("form", form, ("in", "out"))
     if min_mass is not None and not 0 < min_mass < 1: raise ValueError(f"min_mass must be in (0, 1), got {min_mass}")
 
@@ -255,6 +265,7 @@ def check_dc(logits, momentum_queries, keys, key_probs, k, reduction, indices, k
     check_embeddings("momentum_queries", momentum_queries, length=len(logits))
     check_memory(momentum_queries, keys, indices, key_indices)
     check_stored("key_probs", key_probs, (len(keys), logits.shape[1]))
+    check_device(momentum_queries, logits=logits, key_probs=key_probs)
     if k is not None: check_k(k)
     check_reduction(reduction)
 
@@ -358,6 +369,12 @@ def check_weights(alpha_sup, alpha_dc, min_prob, label_smoothing):
     if not 0 <= label_smoothing < 1: raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
 
 # %% ../../nbs/papers/05_cone.ipynb #5feeeac0
+def backbone(name: str) -> nn.Module:
+    "A backbone by name; \"resnet8/2\" sees images averaged over squares of 2 pixels."
+    name, _, factor = name.partition("/")
+    return shrunk(whole_backbone(name), int(factor or 1))
+
+# %% ../../nbs/papers/05_cone.ipynb #1da947f3
 class CoNeNetwork(nn.Module):
     "Backbone -> projection -> classifier *on the projection*, images to `Output(h, l, v)`."
     def __init__(self, name: str, num_classes: int, head: str = "same", dim: int = 256, hidden: int | None = None):
@@ -374,7 +391,7 @@ class CoNeNetwork(nn.Module):
         embeddings = self.head(features)
         return Output(features, self.classifier(embeddings), embeddings)
 
-# %% ../../nbs/papers/05_cone.ipynb #1da947f3
+# %% ../../nbs/papers/05_cone.ipynb #1e029491
 @dataclass(frozen=True)
 class Readings:
     "Every choice with its default; those with a number are ours, where the sources are silent (the list above)."
@@ -403,7 +420,7 @@ class Readings:
     momentum_schedule: str = "cosine" # or "constant", or "code": cosine up to 0.996, else constant
     report: str = "last"              # 11: the last weights; "best" would choose by the test set and is refused
 
-# %% ../../nbs/papers/05_cone.ipynb #1e029491
+# %% ../../nbs/papers/05_cone.ipynb #10681f62
 FAITHFUL = {"code": dict(min_prob=1e-8, min_mass=1e-8, start="epoch1", queue_start="random", mask_self=False,
                          momentum_schedule="code")}   # everything in which the code differs from our defaults
 
@@ -420,14 +437,14 @@ OPTIONS = {"form": ("in", "out"), "head": ("same", "linear_fc"), "start": ("fill
 def check_readings(readings: Readings):
     for name, allowed in OPTIONS.items(): check_option(name, getattr(readings, name), allowed)
 
-# %% ../../nbs/papers/05_cone.ipynb #10681f62
+# %% ../../nbs/papers/05_cone.ipynb #9eac48f0
 def momentum_of(readings: Readings, total_steps: int):
     "The momentum as a function of the step, or a constant."
     kind = readings.momentum_schedule
     rises = kind == "cosine" or (kind == "code" and readings.momentum <= 0.996)
     return cosine_momentum(readings.momentum, total_steps) if rises else readings.momentum
 
-# %% ../../nbs/papers/05_cone.ipynb #9eac48f0
+# %% ../../nbs/papers/05_cone.ipynb #d465127b
 def make_queue(size: int, dim: int, num_classes: int, start: str = "empty") -> MemoryQueue:
     "Keys, labels, class distributions and numbers of images; \"random\" starts with the code's invented content."
     fields = dict(keys=dim, labels=torch.long, probs=num_classes, images=torch.long)
@@ -437,17 +454,16 @@ def make_queue(size: int, dim: int, num_classes: int, start: str = "empty") -> M
         queue.stored_keys.copy_(normalize(torch.randn(size, dim)))
         queue.stored_probs.copy_(torch.randn(size, num_classes))      # not distributions: see "Find the bug"
         queue.stored_labels.zero_(), queue.valid.fill_(size)
-        queue.filled = None                                           # counted anew: the slots are taken for real
     return queue
 
-# %% ../../nbs/papers/05_cone.ipynb #d465127b
+# %% ../../nbs/papers/05_cone.ipynb #5f9b7047
 def crop_and_flip(data: str) -> Augment:
     "The data set's views without colour changes or cutout; photographs: crops of 8 to 100 % of the area, flips."
     views = replace(augment_for(data), gray=0.0, jitter=None, cutout=0)
     photographs = views.crop is not None and views.crop[0] == "resized" and not data.startswith("tiny")
     return replace(views, crop=("resized", (0.08, 1.0))) if photographs else views
 
-# %% ../../nbs/papers/05_cone.ipynb #5f9b7047
+# %% ../../nbs/papers/05_cone.ipynb #ced4030e
 class CoNeModel(Method):
     "Network, momentum network, queue and loss in one module; `CoNe` adds the training step."
     name = "cone"
@@ -476,7 +492,7 @@ class CoNeModel(Method):
     @property
     def device(self) -> torch.device: return next(self.parameters()).device
 
-# %% ../../nbs/papers/05_cone.ipynb #ced4030e
+# %% ../../nbs/papers/05_cone.ipynb #0ea08793
 class CoNe(CoNeModel):
     "The method of this chapter: cross entropy in the first epoch, then all three terms."
     def before_epoch(self, data, epoch: int): self.epoch = epoch
@@ -505,7 +521,7 @@ class CoNe(CoNeModel):
         self.queue.update(**self.latest)
         self.teacher.update(step)
 
-# %% ../../nbs/papers/05_cone.ipynb #0ea08793
+# %% ../../nbs/papers/05_cone.ipynb #9763b190
 VARIANTS = {   # rungs as changes of the readings
     "CE":             dict(alpha_sup=0.0, alpha_dc=0.0),
     "CE+SupCon":      dict(alpha_dc=0.0, form="out"),
@@ -516,7 +532,7 @@ VARIANTS = {   # rungs as changes of the readings
     "CoNe, as coded": FAITHFUL["code"],
 }
 
-# %% ../../nbs/papers/05_cone.ipynb #9763b190
+# %% ../../nbs/papers/05_cone.ipynb #94814a1c
 @dataclass(frozen=True)
 class Recipe:
     "How a data set is trained at a budget: every variant sees the same images for the same number of steps."
@@ -524,7 +540,7 @@ class Recipe:
     readings: Readings
     test_stride: int = 1          # evaluate on every so-many-th test image
 
-# %% ../../nbs/papers/05_cone.ipynb #94814a1c
+# %% ../../nbs/papers/05_cone.ipynb #34055ff0
 @lru_cache
 def size_of(data: str) -> tuple[int, int] | None:
     "Images and classes of a training split; None where the set is not on this machine."
@@ -538,16 +554,17 @@ def queue_sizes(data: str, batch_size: int) -> dict:
     size = min(64 * batch_size, max(1, (num_images - 1) // 2))
     return dict(queue_size=size, k=max(1, min(512, 4 * size // num_classes)))
 
-# %% ../../nbs/papers/05_cone.ipynb #34055ff0
+# %% ../../nbs/papers/05_cone.ipynb #1911202f
 def recipe(data: str, budget: str, faithful: str | None = None, **changes) -> Recipe:
     "The recipe for a data set at a budget; `changes` are readings to vary, `faithful` is None or \"code\"."
     check_option("budget", budget, ("smoke", "cpu", "gpu"))
     kind = data.split("-")[0].split(":")[0]
     small = kind in ("digits", "shapes", "cifar10", "cifar100", "fashion_mnist", "tiny")
     if budget != "gpu":
-        epochs = 3 if budget == "smoke" else 30 if kind == "digits" else 20
-        schedule = Budget(budget, epochs, 64, lr=0.05, weight_decay=5e-4, warmup_epochs=1)
-        network = dict(backbone="resnet8", dim=64, head_hidden=256, momentum=0.9)
+        epochs, lr, body = {"shapes": (40, 0.02, "resnet8/2"), "digits": (30, 0.05, "resnet8")}.get(
+            kind, (20, 0.05, "resnet8"))
+        schedule = Budget(budget, 3 if budget == "smoke" else epochs, 64, lr=lr, weight_decay=5e-4, warmup_epochs=1)
+        network = dict(backbone=body, dim=64, head_hidden=256, momentum=0.9)
     elif small:
         schedule = Budget(budget, 200, 256, lr=0.1, weight_decay=5e-4, warmup_epochs=5, precision="bf16")
         network = dict(backbone="resnet18-small")
@@ -555,11 +572,12 @@ def recipe(data: str, budget: str, faithful: str | None = None, **changes) -> Re
         schedule = Budget(budget, 100, 1024, lr=0.4, weight_decay=1e-4, warmup_epochs=5, precision="fp16",
                           nesterov=False)
         network = {}
-    sizes = queue_sizes(data, schedule.batch_size) | dict(mask_self=True) if small else {}
+    few = small or (size_of(data) or (10**9,))[0] < 2 * Readings().queue_size    # images would meet their own keys
+    sizes = queue_sizes(data, schedule.batch_size) | dict(mask_self=True) if few else {}
     readings = faithful_readings(replace(Readings(), **network, **sizes), faithful)
     return Recipe(schedule, replace(readings, **changes), 4 if budget == "smoke" else 1)
 
-# %% ../../nbs/papers/05_cone.ipynb #1911202f
+# %% ../../nbs/papers/05_cone.ipynb #109eaeb4
 LOSSES = tuple(f"arcbook.papers.cone.{name}" for name in (
     "neighbour_contrast", "mass_loss", "class_pull", "top_columns", "NearestKeys", "weighted_rows",
     "neighbour_target", "distributional_consistency", "confident", "class_centre_loss", "CoNeLoss", "CoNeNetwork",
@@ -572,7 +590,7 @@ def training_images(data: str):
     images = load(data, "train")
     return replace(images, crop="resized", scale=(0.08, 1.0)) if hasattr(images, "crop") else images
 
-# %% ../../nbs/papers/05_cone.ipynb #109eaeb4
+# %% ../../nbs/papers/05_cone.ipynb #e43e2433
 def train_method(variant: str, data: str, budget: str, seed: int, folder=None, callback=None, faithful=None, **changes):
     "Train one rung, continuing from a checkpoint in `folder`; the method, its history and its recipe."
     check_option("variant", variant, tuple(VARIANTS))
@@ -585,7 +603,7 @@ def train_method(variant: str, data: str, budget: str, seed: int, folder=None, c
     history = fit(method, images, plan.budget, seed=step_seed(seed, 0), out=folder, callback=callback)
     return method, history, plan
 
-# %% ../../nbs/papers/05_cone.ipynb #e43e2433
+# %% ../../nbs/papers/05_cone.ipynb #7cbdc232
 def train(variant: str, data: str, budget: str, seed: int, folder=None) -> Outcome:
     "Train one rung and evaluate it on the test split: what `arcbook run` calls for each row and seed."
     method, history, plan = train_method(variant, data, budget, seed, folder)
@@ -599,7 +617,7 @@ def train(variant: str, data: str, budget: str, seed: int, folder=None) -> Outco
         note=f"every {plan.test_stride}th test image" if plan.test_stride > 1 else "",
         device=history.device, seconds=history.seconds, peak_memory=history.peak_memory), arrays)
 
-# %% ../../nbs/papers/05_cone.ipynb #7cbdc232
+# %% ../../nbs/papers/05_cone.ipynb #18d6354d
 def subclass_purity(keys: Tensor, key_labels: Tensor, key_subclasses: Tensor, queries: Tensor, labels: Tensor,
                     subclasses: Tensor, k: int = 10, within: bool = False) -> float:
     "Share of the k nearest keys with the true class and sub-class; `within`: of the k nearest of the true class."
@@ -610,7 +628,7 @@ def subclass_purity(keys: Tensor, key_labels: Tensor, key_subclasses: Tensor, qu
     right = (same & (subclasses[:, None] == key_subclasses)).gather(1, near.indices)
     return (right & (near.values > -math.inf)).sum().item() / (near.values > -math.inf).sum().item()
 
-# %% ../../nbs/papers/05_cone.ipynb #18d6354d
+# %% ../../nbs/papers/05_cone.ipynb #f44b63a9
 def marks(glyphs) -> Tensor: return glyphs.truth["subclass"]
 
 def lighter(glyphs) -> Tensor:
@@ -620,7 +638,7 @@ def lighter(glyphs) -> Tensor:
     grey = glyphs.images.cpu().float().mean(1)
     return (grey[:, (radius > 4) & (radius < 6.5)].mean(1) > grey[:, border].mean(1)).long()
 
-# %% ../../nbs/papers/05_cone.ipynb #f44b63a9
+# %% ../../nbs/papers/05_cone.ipynb #ad1d4466
 K_EVAL = 10               # neighbours of the measurements
 MAP_IMAGES = 600          # so many test images keep their embeddings for maps
 MOST_NEIGHBOURS = 50_000  # of a larger training set so many images can be neighbours
@@ -636,7 +654,7 @@ def outputs_of(method: CoNe, data, parts: tuple) -> Tensor:
         return torch.cat([getattr(output, name) for name in parts], dim=1)
     return predict(asked, data).cpu().float()
 
-# %% ../../nbs/papers/05_cone.ipynb #ad1d4466
+# %% ../../nbs/papers/05_cone.ipynb #44c7b36c
 def evaluate(method: CoNe, test, train) -> tuple[dict, dict]:
     "Metrics on `test`, with `train` as the neighbours; the arrays that maps need."
     train = train.subset(some(len(train), MOST_NEIGHBOURS))
@@ -655,7 +673,7 @@ def evaluate(method: CoNe, test, train) -> tuple[dict, dict]:
         arrays |= {"map_subclasses": mark[1][shown], "map_lighter": light[1][shown]}
     return {k: round(float(v), 6) for k, v in metrics.items()}, {k: v.numpy() for k, v in arrays.items()}
 
-# %% ../../nbs/papers/05_cone.ipynb #44c7b36c
+# %% ../../nbs/papers/05_cone.ipynb #ecdf2a4e
 EXPERIMENT = Experiment(
     "cone", "CoNe", "papers/05_cone.ipynb", "shapes-few:200", tuple(VARIANTS)[:5], train,
     shorthand={"shapes": "shapes-few:200", "digits": "digits-few:40"}, rows=tuple(VARIANTS))

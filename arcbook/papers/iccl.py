@@ -23,7 +23,7 @@ from ..evaluation import accuracy, confusion, expected_calibration_error, group_
 from ..experiments import Experiment, Outcome
 from ..ledger import RunRecord, sources, thin
 from ..memory import ClassCentroids, mean_centroids
-from ..models import Network, backbone
+from ..models import Network, backbone, shrunk
 from ..sampling import ClassAwareSampler, long_tail_indices, random_stream, shot_groups, two_stream_indices
 from ..training import Budget, Method, fit, step_seed
 from ..views import IMAGENET, PRESETS, Augment, augment_for, mixup
@@ -32,7 +32,7 @@ from ..views import IMAGENET, PRESETS, Augment, augment_for, mixup
 __all__ = ['OPTIONS', 'EQUAL', 'FULL', 'PLAIN_CE', 'VARIANTS', 'CPU', 'MAP_IMAGES', 'LOSSES', 'EXPERIMENT', 'FIGURES',
            'mixed_target', 'check_shares', 'centroid_contrast', 'CentroidContrastLoss', 'ICCLTerms', 'ICCLLoss',
            'label_cross_entropy', 'FeatureReadings', 'Readings', 'check_readings', 'draw_shares', 'protocol_views',
-           'ICCLModel', 'shrunk', 'ICCLMemory', 'embed_all', 'in_batch_order', 'watch', 'ICCL', 'passes', 'samples',
+           'ICCLModel', 'ICCLMemory', 'embed_all', 'in_batch_order', 'watch', 'ICCL', 'passes', 'samples',
            'redraw_pairs', 'second_stage', 'rebalance', 'normalize_classifier', 'Recipe', 'recipe', 'gpu_recipe',
            'training_images', 'train_method', 'shot_thresholds', 'group_confusion', 'nearest_centroid', 'evaluate',
            'subclass_purity', 'train', 'draw_groups']
@@ -254,14 +254,6 @@ class ICCLModel(Method):
         if self.stage == 2: self.network.backbone.eval()     # BatchNorm keeps the statistics of stage 1
         return self
 
-# %% ../../nbs/papers/03_iccl.ipynb #87b8a911
-def shrunk(body: nn.Module, factor: int) -> nn.Module:
-    "A backbone that sees images averaged over squares of `factor` pixels: cheaper, and each layer sees more."
-    if factor == 1: return body
-    small = nn.Sequential(nn.AvgPool2d(factor), body)
-    small.num_features = body.num_features
-    return small
-
 # %% ../../nbs/papers/03_iccl.ipynb #5049c1a5
 class ICCLMemory(ICCLModel):
     "What is computed from whole images and whole epochs: answers, centroids, their weight."
@@ -304,7 +296,7 @@ def embed_all(method: ICCLMemory, data) -> Tensor:
     dist.all_reduce(whole)
     return whole
 
-# %% ../../nbs/papers/03_iccl.ipynb #e32c4dac
+# %% ../../nbs/papers/03_iccl.ipynb #87b8a911
 def in_batch_order(x: Tensor) -> Tensor:
     "The rows of all processes as they stand in the whole batch, of which process r has the rows r, r + world, ..."
     world = process_group()[1]
@@ -539,7 +531,7 @@ def subclass_purity(features: Tensor, labels: Tensor, subclass: Tensor, k: int =
         hits.append(votes.gather(1, s[:, None]).squeeze(1))
     return float(torch.cat(hits).mean())
 
-# %% ../../nbs/papers/03_iccl.ipynb #c12a7b49
+# %% ../../nbs/papers/03_iccl.ipynb #e32c4dac
 LOSSES = tuple(f"arcbook.papers.iccl.{name}" for name in (
     "mixed_target", "centroid_contrast", "ICCLLoss", "label_cross_entropy", "ICCLModel", "ICCLMemory", "ICCL", "passes",
     "samples", "draw_shares", "second_stage", "rebalance", "protocol_views"))
@@ -569,7 +561,7 @@ EXPERIMENT = Experiment(
     shorthand={"shapes": "shapes-lt:20", "digits": "digits-lt:20", "cifar100": "cifar100-lt:100",
                "cifar10": "cifar10-lt:100"})
 
-# %% ../../nbs/papers/03_iccl.ipynb #c13f23de
+# %% ../../nbs/papers/03_iccl.ipynb #c12a7b49
 def draw_groups(records, out):
     "Accuracy of many, medium and few classes, a row per variant, a dot per seed."
     import matplotlib.pyplot as plt
@@ -579,5 +571,5 @@ def draw_groups(records, out):
         draw_ladder(records, EXPERIMENT.variants, name, ax, f"{name} shots")
     return fig
 
-# %% ../../nbs/papers/03_iccl.ipynb #8d4f15f6
+# %% ../../nbs/papers/03_iccl.ipynb #c13f23de
 FIGURES = (draw_groups,)   # of `arcbook run`, beside the ladder
