@@ -562,7 +562,7 @@ def recipe(data: str, budget: str, faithful: str | None = None, **changes) -> Re
     small = kind in ("digits", "shapes", "cifar10", "cifar100", "fashion_mnist", "tiny")
     if budget != "gpu":
         epochs, lr, body = {"shapes": (40, 0.02, "resnet8/2"), "digits": (30, 0.05, "resnet8")}.get(
-            kind, (20, 0.05, "resnet8"))
+            kind, (20, 0.05, "resnet8/2"))
         schedule = Budget(budget, 3 if budget == "smoke" else epochs, 64, lr=lr, weight_decay=5e-4, warmup_epochs=1)
         network = dict(backbone=body, dim=64, head_hidden=256, momentum=0.9)
     elif small:
