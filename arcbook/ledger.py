@@ -5,7 +5,7 @@
 # %% ../nbs/toolkit/10_ledger.ipynb #f020b167
 from __future__ import annotations
 
-import ast, hashlib, importlib, inspect, json, os, platform, statistics, sys, textwrap
+import ast, functools, hashlib, importlib, inspect, json, os, platform, statistics, sys, textwrap
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +15,8 @@ __all__ = ['source_hash', 'current_hash', 'sources', 'RunRecord', 'thin', 'runs_
            'spread', 'cell', 'table', 'paired']
 
 # %% ../nbs/toolkit/10_ledger.ipynb #732bd5e3
+# kept: a page of 80 records asks for some thousand hashes, and each needs parsing
+@functools.cache
 def source_hash(obj) -> str:
     "Twelve hex digits that change when the code of a function or class changes, but not with comments or docstrings."
     tree = ast.parse(textwrap.dedent(inspect.getsource(obj)))

@@ -58,11 +58,16 @@ def check_shares(lam, labels_a, labels_b, num_classes):
     "A `ValueError` unless labels are in range and `lam` is in [0, 1], a number or one per label."
     length = len(labels_a) if isinstance(labels_a, Tensor) and labels_a.ndim else 0
     check_labels("labels_a", labels_a, length, num_classes), check_labels("labels_b", labels_b, length, num_classes)
-    if not isinstance(lam, Tensor): right = 0 <= lam <= 1
-    elif lam.shape not in ((), (length,)):
+    if not isinstance(lam, (int, float, np.number, Tensor)):
+        raise ValueError(f"lam must be a number or a tensor [{length}], got {type(lam).__name__}")
+    if not isinstance(lam, Tensor):
+        if not 0 <= lam <= 1: raise ValueError(f"lam must be in [0, 1], got {lam}")
+        return
+    if lam.shape not in ((), (length,)):
         raise ValueError(f"lam must be a number or [{length}], got {list(lam.shape)}")
-    else: right = not values_readable(lam) or bool(((lam >= 0) & (lam <= 1)).all())
-    if not right: raise ValueError(f"lam must be in [0, 1], got {lam if not isinstance(lam, Tensor) else lam.tolist()}")
+    if values_readable(lam) and not ((lam >= 0) & (lam <= 1)).all():
+        wrong = lam[~((lam >= 0) & (lam <= 1))]
+        raise ValueError(f"lam must be in [0, 1], got {wrong[0].item():g}")
 
 # %% ../../nbs/papers/03_iccl.ipynb #8cf84d6f
 def centroid_contrast(
@@ -188,10 +193,15 @@ def check_readings(readings: Readings):
         if value not in allowed: raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
     if not 0 < readings.mix_alpha < math.inf:
         raise ValueError(f"mix_alpha must be > 0 and finite, got {readings.mix_alpha}")
-    if readings.shrink < 1: raise ValueError(f"shrink must be >= 1, got {readings.shrink}")
-    for name in ("cc_start_epochs", "cc_ramp_epochs", "tau_norm"):
+    for name, least in dict(shrink=1, dim=1, cc_start_epochs=0, cc_ramp_epochs=0).items():
         value = getattr(readings, name)
-        if not 0 <= value < math.inf: raise ValueError(f"{name} must be finite and >= 0, got {value}")
+        if not (isinstance(value, int) and value >= least):
+            raise ValueError(f"{name} must be a whole number >= {least}, got {value}")
+    for name in ("gamma", "stage2_gamma"):
+        if not math.isfinite(getattr(readings, name)):
+            raise ValueError(f"{name} must be finite, got {getattr(readings, name)}")
+    if not 0 <= readings.tau_norm < math.inf:
+        raise ValueError(f"tau_norm must be finite and >= 0, got {readings.tau_norm}")
     if readings.streams != "both" and (readings.w_it or readings.w_cc):
         raise ValueError(f"w_it and w_cc must be 0 with one stream, got {readings.w_it} and {readings.w_cc}")
     if not readings.w_ce + readings.w_it + readings.w_cc:
@@ -481,7 +491,7 @@ def shot_thresholds(counts: Tensor) -> tuple[int, int]:
 
 # %% ../../nbs/papers/03_iccl.ipynb #5f9b7047
 def group_confusion(scores: Tensor, labels: Tensor, counts: Tensor, many: int = 100, few: int = 20) -> Tensor:
-    "[3, 3]: share of the test images of many, medium and few classes (rows) that are called a class of each (columns)."
+    "[3, 3]: share of the images of many, medium and few classes (rows) called a class of each (columns); NaN if none."
     group = shot_groups(counts, many, few)
     table = confusion(scores.cpu(), labels.cpu()).double()
     member = F.one_hot(group, 3).double()
