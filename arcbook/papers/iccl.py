@@ -579,6 +579,7 @@ def draw_groups(records, out):
     fig, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained", sharey=True)
     for ax, name in zip(axes, ("many", "medium", "few")):
         draw_ladder(records, EXPERIMENT.variants, name, ax, f"{name} shots")
+        ax.set(xlim=(-0.03, 1.03), xlabel="accuracy (bar: mean over seeds)")
     return fig
 
 # %% ../../nbs/papers/03_iccl.ipynb #c13f23de
