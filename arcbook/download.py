@@ -399,11 +399,12 @@ def _stream(path):
 def _zip_members(archive) -> Iterator[_Member]:
     "Entries of a zip archive"
     for m in archive.infolist():
-        mode, kind = stat.S_IFMT(m.external_attr >> 16), "folder" if m.is_dir() else "file"
+        mode, folder = stat.S_IFMT(m.external_attr >> 16), m.filename.endswith("/")   # is_dir() of no name: IndexError
+        kind = "folder" if folder else "file"
         if mode == stat.S_IFLNK: kind = "symbolic link"
         elif mode not in (0, stat.S_IFREG, stat.S_IFDIR): kind = "device or other special file"
         if m.flag_bits & 1: kind = "file with a password"
-        yield _Member(inside(m.orig_filename, kind), m.file_size, m.is_dir(), lambda m=m: archive.open(m))
+        yield _Member(inside(m.orig_filename, kind), m.file_size, folder, lambda m=m: archive.open(m))
 
 # %% ../nbs/toolkit/14_download.ipynb #3c0ccde3
 def _tar_members(stream, folder, limit) -> Iterator[_Member]:
@@ -439,7 +440,7 @@ def _readable(path):
     "Whatever the readers of archives raise becomes one `ArchiveError` that names the archive"
     import lzma, zlib
     damage = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, struct.error,
-              NotImplementedError, RuntimeError, OverflowError)
+              NotImplementedError, RuntimeError, OverflowError, LookupError)
     try: yield
     except ArchiveError as error: raise ArchiveError(f"{path} is refused: {error}") from None
     except damage as error: raise ArchiveError(f"{path} is damaged or no tar or zip archive: {error}") from error

@@ -1,5 +1,12 @@
 "What all tests share."
-import signal
+import os, signal
+
+from hypothesis import settings
+
+# one tree gives one verdict: HYPOTHESIS_PROFILE=search draws new examples on every run
+settings.register_profile("same", derandomize=True)
+settings.register_profile("search", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # a shell's background job starts with Ctrl-C ignored, and its children would inherit that
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)

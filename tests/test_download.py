@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from typer.testing import CliRunner
 
 from arcbook import download
@@ -448,6 +448,7 @@ def test_no_tar_writes_outside(entries):
 
 
 @settings(max_examples=60, deadline=None)
+@example("zip", 2631, 0)    # the last entry's name begins with a zero byte: Python 3.11 reads a name of no letters
 @given(st.sampled_from(sorted(FORMATS)), st.integers(0, 10 ** 6), st.integers(0, 255))
 def test_a_flipped_byte_never_crashes(kind, where, value):
     with tempfile.TemporaryDirectory() as folder:
