@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..contrast import (at_least_float32, check_embeddings, check_labels, check_reduction, check_temperature,
-                              cosine_logits, gather_with_gradient, normalize, nt_xent, process_group, reduce_loss,
-                              soft_target_cross_entropy, values_readable)
+from ..contrast import (at_least_float32, check_embeddings, check_labels, check_option, check_reduction,
+                              check_temperature, cosine_logits, gather_with_gradient, normalize, nt_xent,
+                              process_group, reduce_loss, soft_target_cross_entropy, values_readable)
 from ..datasets import load, make_shapes
 from ..evaluation import (accuracy, crop_predict, ensemble, expected_calibration_error, knn_accuracy,
                                 per_class_accuracy, predict)
@@ -32,7 +32,7 @@ from ..views import augment_for, cutmix, five_crop, mixup, ten_crop, to_float
 
 # %% auto #0
 __all__ = ['LOG_ZERO', 'OPTIONS', 'VARIANTS', 'ROWS', 'MAP_IMAGES', 'LOSSES', 'EXPERIMENT', 'FIGURES', 'NOISY', 'sce_terms',
-           'check_option', 'check_sce', 'check_distributions', 'symmetric_cross_entropy', 'SymmetricCrossEntropyLoss',
+           'check_sce', 'check_distributions', 'symmetric_cross_entropy', 'SymmetricCrossEntropyLoss',
            'contrastive_regularization', 'ContrastiveRegularizationLoss', 'AttractRepulseTerms', 'check_views',
            'AttractRepulseLoss', 'tradeoff_weights', 'Readings', 'check_readings', 'AttractRepulseModel',
            'make_teacher', 'AttractRepulse', 'second_stage', 'KeyQueue', 'InstanceBank', 'make_memory', 'Recipe',
@@ -57,9 +57,6 @@ def sce_terms(logits: Tensor, target: Tensor, log_zero: float = LOG_ZERO,
     return ce, -(log_p.exp() * log_target).sum(1)
 
 # %% ../../nbs/papers/01_attract_repulse.ipynb #aa52b409
-def check_option(name: str, value, allowed: tuple):
-    if value not in allowed: raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
 def check_sce(logits, target, log_zero, soft_rce):
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
         got = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..contrast import (at_least_float32, check_embeddings, check_labels, check_reduction, check_temperature,
-                              cosine_logits, normalize, reduce_loss, values_readable)
+from ..contrast import (at_least_float32, check_embeddings, check_labels, check_option, check_reduction,
+                              check_temperature, cosine_logits, normalize, reduce_loss, values_readable)
 from ..datasets import load
 from ..evaluation import accuracy, knn_accuracy, predict
 from ..experiments import Experiment, Outcome
@@ -30,9 +30,9 @@ from ..views import Augment, augment_for
 
 # %% auto #0
 __all__ = ['FAITHFUL', 'OPTIONS', 'VARIANTS', 'LOSSES', 'K_EVAL', 'MAP_IMAGES', 'MOST_NEIGHBOURS', 'EXPERIMENT', 'CONTROLS',
-           'FIGURES', 'class_pull', 'mass_loss', 'check_option', 'check_k', 'check_stored', 'check_device',
-           'check_memory', 'inverse_length', 'key_blocks', 'block_cosines', 'top_columns', 'NearestKeys',
-           'weighted_rows', 'nearest_keys', 'neighbour_contrast', 'all_pull', 'check_neighbour', 'neighbour_target',
+           'FIGURES', 'class_pull', 'mass_loss', 'check_k', 'check_stored', 'check_device', 'check_memory',
+           'inverse_length', 'key_blocks', 'block_cosines', 'top_columns', 'NearestKeys', 'weighted_rows',
+           'nearest_keys', 'neighbour_contrast', 'all_pull', 'check_neighbour', 'neighbour_target',
            'distributional_consistency', 'check_dc', 'check_shares', 'confident', 'class_centre_loss',
            'NeighbourContrastLoss', 'DistributionalConsistencyLoss', 'CoNeTerms', 'CoNeLoss', 'check_weights',
            'backbone', 'CoNeNetwork', 'Readings', 'faithful_readings', 'check_readings', 'momentum_of', 'make_queue',
@@ -59,9 +59,6 @@ def mass_loss(cosines: Tensor, same: Tensor, temperature: float, min_mass: float
     return torch.where(counted, loss, 0)
 
 # %% ../../nbs/papers/05_cone.ipynb #aa52b409
-def check_option(name: str, value, allowed: tuple):
-    if value not in allowed: raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
-
 def check_k(k):
     if not is_count(k): raise ValueError(f"k must be an integer > 0, got {k!r}")
 
