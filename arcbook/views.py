@@ -6,9 +6,9 @@
 __all__ = ['LUMA', 'IMAGENET', 'PHOTOGRAPHS', 'SMALL', 'PRESETS', 'to_float', 'reflect', 'pick', 'windows', 'pick_padded',
            'random_crop', 'random_flip', 'resize_matrix', 'crop_resize', 'resized_boxes', 'random_resized_crop',
            'scaled_boxes', 'scaled_crop', 'border_trim', 'multi_resolution', 'affine', 'random_affine', 'colour_parts',
-           'colour_matrix', 'apply_colour', 'color_jitter', 'random_gray', 'cutout', 'Box', 'box_around', 'cutmix_box',
-           'cutmix', 'rescale_box', 'mixup', 'five_crop', 'ten_crop', 'standardize', 'crop_flip', 'gray_jitter',
-           'Augment', 'augment_for']
+           'colour_matrix', 'apply_colour', 'color_jitter', 'random_gray', 'blur_matrix', 'random_blur', 'cutout',
+           'Box', 'box_around', 'cutmix_box', 'cutmix', 'rescale_box', 'mixup', 'five_crop', 'ten_crop', 'standardize',
+           'crop_flip', 'gray_jitter', 'Augment', 'augment_for']
 
 # %% ../nbs/toolkit/05_views.ipynb #f020b167
 import math
@@ -311,6 +311,25 @@ def random_gray(images: Tensor, p: float = 0.2, generator: Generator | None = No
     _check_images(images, floating=True, channels=3)
     return apply_colour(images, _draw_gray(images, p, generator))
 
+# %% ../nbs/toolkit/05_views.ipynb #78efedd6
+def blur_matrix(sigma: Tensor, pixels: int) -> Tensor:
+    "Weights `[B, pixels, pixels]` of a Gaussian of `sigma` `[B]` pixels; rows sum to 1, and `sigma` 0 changes nothing"
+    at = torch.arange(pixels, device=sigma.device)
+    steps = (at[:, None] - at).square() / sigma.clamp(min=0.02).square()[:, None, None]
+    return (-steps / 2).softmax(2)
+
+# %% ../nbs/toolkit/05_views.ipynb #c3bb67bc
+def random_blur(images: Tensor,  # [B,C,H,W] float
+                sigma: tuple = (0.1, 2.0),  # standard deviation in pixels, uniform
+                p: float = 0.5,  # each image is left alone with probability 1-p
+                generator: Generator | None = None) -> Tensor:
+    "Gaussian blur of another width for each image"
+    _check_images(images, floating=True)
+    _check_range("sigma", sigma), _check_probability("p", p)
+    width = _uniform((len(images),), *sigma, images, generator) * _coin(p, images, generator)
+    rows, cols = (blur_matrix(width, n)[:, None].to(images.dtype) for n in images.shape[2:])
+    return rows @ images @ cols.transpose(2, 3)
+
 # %% ../nbs/toolkit/05_views.ipynb #8d4f15f6
 def _keep_mask(images: Tensor, size: int, p: float, generator) -> Tensor:
     "`[B,1,H,W]` bool: False inside a `size` x `size` square around a uniform pixel, clipped at the border"
@@ -451,6 +470,7 @@ class Augment:
     std: tuple = (1.0, 1.0, 1.0)
     pad_mode: str = "reflect"
     size: int | tuple | None = None  # of the output of a resized crop; None: that of the images
+    blur: tuple | None = None  # (smallest, largest sigma) in pixels of a Gaussian, for every second image
 
     def __post_init__(self):
         if self.crop is not None and (len(self.crop) != 2 or self.crop[0] not in ("pad", "resized")):
@@ -462,6 +482,7 @@ class Augment:
         images = to_float(crop_flip(images, self.crop, self.flip, self.pad_mode, self.size, generator))
         if self.affine: images = random_affine(images, *self.affine, generator)
         images = gray_jitter(images, self.gray, self.jitter, self.jitter_p, generator)
+        if self.blur: images = random_blur(images, self.blur, 0.5, generator)
         images = standardize(images, self.mean, self.std)
         return images.mul_(_keep_mask(images, self.cutout, 1.0, generator)) if self.cutout else images
 
