@@ -343,6 +343,15 @@ def _read_shapes(name, split, root):
     num_per_class, seed = {"train": (500, 0), "val": (100, 1), "test": (300, 2)}[_split(name, split)]
     return replace(make_shapes(num_per_class, seed=seed), name=name)
 
+# %% ../nbs/toolkit/03_datasets.ipynb #24005dd6
+def _read_fine(name, split, root):
+    "The images of `shapes` with a label per outline and mark; the outline is `truth['outline']`"
+    coarse = _read_shapes(name, split, root)
+    marks = len(coarse.truth["subclass"].unique())
+    fine = coarse.labels * marks + coarse.truth["subclass"]
+    classes = [f"{outline}, {mark}" for outline in coarse.classes for mark in MARKS[:marks]]
+    return replace(coarse, labels=fine, classes=classes, truth={**coarse.truth, "label": fine, "outline": coarse.labels})
+
 # %% ../nbs/toolkit/03_datasets.ipynb #d93087c4
 def data_root(root=None) -> Path:
     "Folder of the prepared sets: the argument, else `ARCBOOK_DATA`, else `~/.cache/arcbook`"
@@ -457,6 +466,7 @@ def _photographs(about): return Source("on disk", f"photographs, {about}", _read
 DATASETS |= {
     "digits": Source("built in", "handwritten digits, 16 x 16, 10 classes", _read_digits),
     "shapes": Source("built in", "coloured glyphs, 32 x 32, 6 classes of 3 sub-classes", _read_shapes),
+    "shapes-fine": Source("built in", "the same glyphs, the 18 sub-classes as labels", _read_fine),
     "cifar10": Source("on disk", "photographs, 32 x 32, 10 classes"),
     "cifar100": Source("on disk", "photographs, 32 x 32, 100 classes"),
     "fashion_mnist": Source("on disk", "grey pictures of clothes, 28 x 28, 10 classes"),

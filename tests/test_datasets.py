@@ -83,9 +83,9 @@ def test_available(root):
     write(root, "cifar10", "train", 2)
     rows = {row.name: row for row in available(root)}
     assert set(DATASETS) | {"mini"} == set(rows)
-    assert {name for name, row in rows.items() if row.found} == {"digits", "shapes", "mini", "cifar10"}
+    assert {name for name, row in rows.items() if row.found} == {"digits", "shapes", "shapes-fine", "mini", "cifar10"}
     assert rows["mini"].where == str(root / "mini")
-    assert {row.name for row in available(root / "nothing") if row.found} == {"digits", "shapes"}
+    assert {row.name for row in available(root / "nothing") if row.found} == {"digits", "shapes", "shapes-fine"}
 
 
 def test_names(root):
