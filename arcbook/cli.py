@@ -87,6 +87,7 @@ def run(
     seeds: int = Option(3, min=1, help="How often each variant is trained."),
     out: Optional[Path] = Option(None, help="Folder for what a run leaves. Default: a new one below arcbook-runs/."),
     resume: bool = Option(False, "--resume", help="Continue an interrupted run."),
+    weights: Optional[str] = Option(None, help="Initial weights (ad-net): imagenet, own:DATA, none, or a file."),
 ):
     "Train a paper's method beside its controls, over several seeds, and print what each part of it brings."
     from arcbook.experiments import is_main_process, resolve, run_ladder
@@ -97,7 +98,8 @@ def run(
     say = print if is_main_process() else (lambda *a, **k: None)
     say(f"{experiment.title}\n{name} at the {budget} budget, {len(experiment.variants)} variants x "
         f"{seeds} seed{'s' * (seeds > 1)} -> {out}\n", flush=True)
-    records = run_ladder(experiment, name, budget, seeds, out, report=lambda line: say(line, flush=True))
+    records = run_ladder(experiment, name, budget, seeds, out, weights=weights,
+                         report=lambda line: say(line, flush=True))
     if is_main_process(): conclude(experiment, records, out, paper, time.time() - started)
 
 # %% ../nbs/toolkit/12_cli.ipynb #76f8e00f

@@ -18,7 +18,7 @@ from .ledger import RunRecord
 
 # %% auto #0
 __all__ = ['Experiment', 'Outcome', 'save_outcome', 'load_outcome', 'is_main_process', 'run_ladder', 'resolve', 'check_variants',
-           'record_id', 'draw_ladder']
+           'start_of', 'record_id', 'draw_ladder']
 
 # %% ../nbs/toolkit/11_experiments.ipynb #732bd5e3
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Experiment:
     combine: Callable | None = None  # combine(outcomes of all runs) -> more records: rungs that train nothing
     shorthand: dict | None = None    # data names with a default form, {"digits": "digits-few:10"}
     rows: tuple[str, ...] = ()       # all rungs in display order; empty: `variants`
+    start: Callable | None = None    # start(weights) -> their name in records, checked; None: no weights are taken
 
 @dataclass
 class Outcome:
@@ -73,20 +74,23 @@ def run_ladder(
     seeds: int = 3,
     out="arcbook-runs",         # folder for records, arrays and checkpoints
     variants=None,              # some of the experiment's; None: all
+    weights: str | None = None,  # initial weights, of an experiment that takes them; None: the recipe's
     report: Callable = lambda line: None,  # gets one line of text per finished run
 ) -> list[RunRecord]:
     "Train every variant with every seed; runs that `out` already holds are not repeated."
     data, out = resolve(experiment, data), Path(out)
-    chosen = check_variants(experiment, variants)
+    chosen, start = check_variants(experiment, variants), start_of(experiment, weights)
     outcomes, total, split = [], len(chosen) * seeds, load(data, "train").digest()
     load(data, "test")                                           # missing? better now than after the first run
     for seed in range(seeds):
         for variant in chosen:
-            name = record_id(experiment.key, variant, data, budget, seed)
+            name = record_id(experiment.key, variant, data, budget, seed, start)
             outcome = load_outcome(experiment.key, name, out, split)
             again = " (from disk)" if outcome else ""
             if outcome is None:
-                outcome = experiment.train(variant, data, budget, seed, out / "checkpoints" / name)
+                outcome = experiment.train(variant, data, budget, seed, out / "checkpoints" / name,
+                                           **({"weights": weights} if start else {}))
+                outcome.record.start = start
                 if is_main_process(): save_outcome(outcome, out)
             outcomes.append(outcome)
             report(f"[{len(outcomes):{len(str(total))}}/{total}] seed {seed}  {variant:<12} "
@@ -106,9 +110,15 @@ def check_variants(experiment: Experiment, variants) -> tuple[str, ...]:
     if unknown: raise ValueError(f"variants must be among {', '.join(experiment.variants)}, got {', '.join(unknown)}")
     return tuple(variants or experiment.variants)
 
-def record_id(paper: str, variant: str, data: str, budget: str, seed: int) -> str:
+def start_of(experiment: Experiment, weights: str | None) -> str:
+    "The name of the initial weights, '' for the recipe's; `ValueError` where they cannot be had or are not taken."
+    if weights is None: return ""
+    if experiment.start is None: raise ValueError(f"weights are not taken by {experiment.title}: it trains from scratch")
+    return experiment.start(weights)
+
+def record_id(paper: str, variant: str, data: str, budget: str, seed: int, start: str = "") -> str:
     "The name under which a run is filed, before it has run."
-    return RunRecord(paper, variant, data, "", {"name": budget}, seed, {}).id
+    return RunRecord(paper, variant, data, "", {"name": budget}, seed, {}, start=start).id
 
 # %% ../nbs/toolkit/11_experiments.ipynb #0e4022c1
 def draw_ladder(records, rows=None, metric: str = "top1", ax=None, title: str | None = None):

@@ -58,11 +58,13 @@ class RunRecord:
     test_split: str = ""          # digest of the images it was measured on
     note: str = ""
     created: str = ""
+    start: str = ""               # initial weights, where they are not the recipe's: "imagenet"
 
     @property
     def id(self) -> str:
-        "A file name: data, budget, variant, seed."
-        text = f"{self.data}-{self.budget.get('name', '')}-{self.variant}-seed{self.seed}"
+        "A file name: data, budget, initial weights if chosen, variant, seed."
+        start = f"-{self.start}" if self.start else ""
+        text = f"{self.data}-{self.budget.get('name', '')}{start}-{self.variant}-seed{self.seed}"
         return "".join(c if c.isalnum() or c in "-." else "_" for c in text.replace("+", "_and_").replace(":", "-"))
 
     @property
@@ -134,25 +136,27 @@ def cell(records, metric: str) -> str:
 def table(
     paper: str,
     metric: str = "top1",       # which entry of `metrics`
-    settings=None,              # list of (data, budget) pairs for the columns; None: all that records have
+    settings=None,              # (data, budget) or (data, budget, initial weights) of each column; None: all there are
     variants=None,              # rows in this order; None: as found
     root=None,
     records=None,               # use these instead of reading files
 ):
-    "A pandas `DataFrame`: a row per variant, a column per (data, budget), `spread` in the cells; stale ones carry a dagger."
+    "A pandas `DataFrame`: a row per variant, a column per setting, `spread` in the cells; stale ones carry a dagger."
     import pandas as pd
     records = [r for r in (load_all(paper, root) if records is None else records) if r.paper == paper]
-    settings = settings or list(dict.fromkeys((r.data, r.budget["name"]) for r in records))
+    settings = settings or list(dict.fromkeys((r.data, r.budget["name"], r.start) for r in records))
     variants = variants or list(dict.fromkeys(r.variant for r in records))
     frame = pd.DataFrame(index=pd.Index(variants, name="method"))
-    for data, budget in settings:
-        here = [r for r in records if (r.data, r.budget["name"]) == (data, budget) and metric in r.metrics]
-        frame[f"{data}, {budget}"] = [cell([r for r in here if r.variant == v], metric) for v in variants]
+    for data, budget, *start in settings:
+        wanted = data, budget, *(start or [""])
+        here = [r for r in records if (r.data, r.budget["name"], r.start) == wanted and metric in r.metrics]
+        frame[", ".join(filter(None, wanted))] = [cell([r for r in here if r.variant == v], metric) for v in variants]
     return frame
 
 # %% ../nbs/toolkit/10_ledger.ipynb #5136ec18
 def paired(records, variant: str, control: str, metric: str = "top1") -> list[float]:
     "Differences `variant - control` over the seeds that both have."
-    if len({(r.data, r.budget["name"]) for r in records}) > 1: raise ValueError("records must be of one data set and budget")
+    if len({(r.data, r.budget["name"], r.start) for r in records}) > 1:
+        raise ValueError("records must be of one data set, budget and start")
     score = {(r.variant, r.seed): r.metrics[metric] for r in records if metric in r.metrics}
     return [score[variant, s] - score[control, s] for v, s in sorted(score) if v == variant and (control, s) in score]
