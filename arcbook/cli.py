@@ -21,7 +21,9 @@ __all__ = ['PAPERS', 'BUDGETS', 'app', 'experiment_of', 'output_folder', 'save_f
 # %% ../nbs/toolkit/12_cli.ipynb #732bd5e3
 PAPERS = {
     "attract-repulse": "arcbook.papers.attract_repulse",
+    "ad-net": "arcbook.papers.ad_net",
     "iccl": "arcbook.papers.iccl",
+    "clim": "arcbook.papers.clim",
     "cone": "arcbook.papers.cone",
 }
 

@@ -10,7 +10,7 @@ root = Path(__file__).resolve().parents[1]
 def readme_text(index: Path = root/"nbs/index.ipynb") -> str:
     """Markdown cells of the home page, joined by blank lines, so that they read well outside of the site: relative
     links start at the repository's root, and Quarto's attributes (`[text]{.class}`, `![](x.png){fig-alt="..."}`) and
-    fences (`:::`) are dropped."""
+    fences (`:::`) are dropped. Lines of class `narrow-only` repeat a picture for telephones: only the site can choose."""
     cells = json.loads(index.read_text(encoding="utf-8"))["cells"]
     text = "\n\n".join("".join(cell["source"]).strip() for cell in cells if cell["cell_type"] == "markdown")
     # code blocks stay as they are
@@ -19,6 +19,7 @@ def readme_text(index: Path = root/"nbs/index.ipynb") -> str:
 
 
 def _outside(text: str) -> str:
+    text = re.sub(r"^.*\{\.narrow-only\}\n", "", text, flags=re.M)
     text = re.sub(r"^:{3,}.*\n?", "", text, flags=re.M)
     text = re.sub(r"(\]\([^)\s]*\))\{[^}]*\}", r"\1", text)
     text = re.sub(r"\[([^\]]*)\]\{\.[^}]*\}", r"\1", text)

@@ -1,11 +1,14 @@
 "The command as a newcomer meets it: separate processes, exit codes, files, and SIGKILL."
 import json, os, random, signal, subprocess, sys, time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
 from arcbook import ledger
+from arcbook.cli import PAPERS, experiment_of
+from arcbook.experiments import resolve
 from arcbook.papers.attract_repulse import ROWS, VARIANTS
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -119,7 +122,18 @@ def test_damaged_checkpoint_is_named(tmp_path):
 def test_help_and_list(tmp_path):
     for arguments in (["--help"], ["run", "--help"]): assert "Traceback" not in call(*arguments, cwd=tmp_path, check=0).stdout
     listed = call("list", cwd=tmp_path, check=0, ARCBOOK_DATA=str(tmp_path)).stdout
-    assert "attract-repulse" in listed and "digits" in listed and "missing" in listed and "smoke" in listed
+    for paper in PAPERS: assert f"  {paper} " in listed
+    assert "digits" in listed and "missing" in listed and "smoke" in listed
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_paper_offers_what_the_command_needs(paper):
+    module = import_module(PAPERS[paper])
+    experiment = experiment_of(paper)
+    assert experiment.key == module.__name__.rpartition(".")[2] and (Path(__file__).parents[1] / "nbs" / experiment.chapter).exists()
+    assert set(experiment.variants) <= set(module.VARIANTS) and len(set(experiment.variants)) == len(experiment.variants)
+    assert set(experiment.variants) <= set(experiment.rows or experiment.variants)
+    assert resolve(experiment, None) == resolve(experiment, experiment.data)
 
 
 def test_open_copies_and_keeps_a_readers_notes(tmp_path):

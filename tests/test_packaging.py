@@ -149,6 +149,7 @@ def test_readme_reads_outside_of_the_site():
     assert "{." not in prose and "{#" not in prose and ":::" not in prose and "@" not in prose, "Quarto syntax"
     images = re.findall(r"!\[([^\]]*)\]\(([^)\s]+)", prose)
     assert images and all(alt.strip() for alt, _ in images), "a picture with alt text"
+    assert "nbs/images/five.png" in text and "five-narrow" not in text, "one opening picture"
     for target in re.findall(r"\]\((?!#|[a-z]+:)([^)\s#]+)", prose):
         assert (root/target).exists(), target
 

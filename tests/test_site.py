@@ -321,3 +321,47 @@ def test_no_machine_paths():
         except UnicodeDecodeError: continue
         found += [f"{name}:{text.count(chr(10), 0, m.start()) + 1}: {text[m.start()-20:m.end()+20]!r}" for m in pattern.finditer(text)]
     assert not found
+
+
+def test_the_shelf_has_a_row_and_an_example_for_every_loss():
+    from arcbook import losses
+    text = ["".join(c["source"]) for c in json.loads((nbs/"losses.ipynb").read_text(encoding="utf-8"))["cells"]]
+    table = "\n".join(line for cell in text for line in cell.splitlines() if line.startswith("|"))
+    code = "\n".join(cell for cell in text if not cell.startswith("#| export"))
+    functions = {name for name in losses.__all__ if name.islower()} - {"cosine_logits", "forces", "soft_target_cross_entropy"}
+    assert not {name for name in functions if f"`{name}`" not in table}
+    used = {name for name in losses.__all__ if name.endswith("Loss") and f"{name}(" in code}
+    assert used == {name for name in losses.__all__ if name.endswith("Loss")}
+
+
+def test_every_loss_of_a_paper_is_on_the_shelf():
+    from importlib import import_module
+    from arcbook import losses
+    from arcbook.cli import PAPERS
+    for module in map(import_module, PAPERS.values()):
+        own = {name for name in module.__all__ if name.endswith("Loss") and getattr(module, name).__module__ == module.__name__}
+        assert own and own <= set(losses.__all__), (module.__name__, own - set(losses.__all__))
+
+
+def test_every_chapter_is_everywhere():
+    "Sidebar, menu, home page, shelf, results: a paper that the command line knows is found on all of them."
+    from arcbook.cli import PAPERS, experiment_of
+    menu = set(leaves(yaml.safe_load((root/"_quarto.yml").read_text())["website"]["navbar"]["left"]))
+    sidebar = set(leaves(yaml.safe_load((nbs/"sidebar.yml").read_text())["website"]["sidebar"]["contents"]))
+    chapters = {name: experiment_of(name).chapter for name in PAPERS}
+    assert set(chapters.values()) == {name for name in notebooks if name.startswith("papers/")}
+    for name, chapter in chapters.items():
+        assert chapter in menu and chapter in sidebar
+        for page in ("index.ipynb", "losses.ipynb", "results.ipynb"):
+            assert f"({chapter})" in (nbs/page).read_text(encoding="utf-8"), f"{page} does not link {chapter}"
+        assert f"arcbook run {name}" in (nbs/"index.ipynb").read_text(encoding="utf-8")
+
+
+def test_the_opening_picture():
+    "Two drawings of one picture, each light; the home page shows one of them on any screen."
+    home = "".join("".join(c["source"]) for c in json.loads((nbs/"index.ipynb").read_text(encoding="utf-8"))["cells"])
+    css = (nbs/"styles.css").read_text()
+    for name, kind in (("five.png", "wide-only"), ("five-narrow.png", "narrow-only")):
+        assert (nbs/"images"/name).stat().st_size <= 100_000
+        alt, = re.findall(rf"^\[!\[([^\]]+)\]\(images/{re.escape(name)}\)\]\(losses.ipynb\)\{{\.{kind}\}}$", home, re.M)
+        assert len(alt) > 200 and f".{kind} " in css
