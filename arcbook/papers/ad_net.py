@@ -583,7 +583,7 @@ def evaluate(method: ADNet, test, train) -> tuple[dict, dict]:
 LOSSES = tuple(f"arcbook.papers.ad_net.{name}" for name in (
     "feature_distillation", "ADNetLoss", "trim_box", "Views", "ThreeViews", "auto_augment", "policy_step", "views_for",
     "ADNetModel", "ADNetInference", "ADNet", "pretraining_images", "own_state", "body_of", "imagenet_body",
-    "start_body"))
+    "start_body", "main_statistics"))
 LOSSES += ("arcbook.views.scaled_boxes", "arcbook.views.crop_resize", "arcbook.views.color_jitter")
 
 # %% ../../nbs/papers/02_ad_net.ipynb #7cbdc232
