@@ -150,8 +150,9 @@ def check_views(a: list, b: list):
         if not isinstance(x, Tensor) or x.ndim != 4:
             got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"images_a must be batches [B, C, h, w], got {got}")
-    if [x.shape for x in a] != [x.shape for x in b]:
-        raise ValueError(f"images_b must have the shapes of images_a, got {[list(x.shape) for x in b]}")
+    shape = lambda x: list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+    if [shape(x) for x in a] != [shape(x) for x in b]:
+        raise ValueError(f"images_b must have the shapes of images_a, got {[shape(x) for x in b]}")
 
 # %% ../../nbs/papers/04_clim.ipynb #9cd304c3
 def mix_views(
@@ -421,6 +422,7 @@ OPTIONS = {"rule": (*RULES, "self", "none"), "tie": TIES, "knn_scope": SCOPES, "
 def check_readings(readings: Readings):
     "A `ValueError` that names the reading which is not what it must be."
     r = readings
+    if not isinstance(r, Readings): raise ValueError(f"readings must be Readings, got {type(r).__name__}")
     for name, allowed in OPTIONS.items(): check_option(name, getattr(r, name), allowed)
     for name in ("num_neighbours", "refresh", "kmeans_iters", "queue_size", "dim", "shrink", "bn_groups"):
         check_count(name, getattr(r, name))
@@ -745,9 +747,10 @@ def gpu_recipe(data: str) -> Recipe:
 # %% ../../nbs/papers/04_clim.ipynb #c13f23de
 LOSSES = tuple(f"arcbook.papers.clim.{name}" for name in (
     "mixed_info_nce", "two_positives", "shared", "CLIMLoss", "kmeans", "nearest_centre", "nearest_neighbours", "whiten",
-    "select_positives", "select_centerwise", "distances_to_own_centre", "pack", "cluster_members", "draw_positives",
-    "mix_views", "paste", "mixtures", "partners", "Encoder", "Neighbours", "make_queue", "in_groups", "clim_views",
-    "at_training_size", "features_of_all", "scatter_rows", "CLIMModel", "CLIMMemory", "CLIM", "one_way", "refresh"))
+    "select_positives", "select_centerwise", "neighbours_in", "distances_to_own_centre", "pack", "cluster_members",
+    "draw_positives", "mix_views", "paste", "mixtures", "partners", "Encoder", "Neighbours", "make_queue", "in_groups",
+    "clim_views", "at_training_size", "features_of_all", "scatter_rows", "CLIMModel", "CLIMMemory", "CLIM", "one_way",
+    "refresh"))
 LOSSES += ("arcbook.contrast.normalize", "arcbook.contrast.cosine_logits", "arcbook.teachers.EMATeacher",
            "arcbook.memory.MemoryQueue", "arcbook.views.cutmix_box", "arcbook.views.rescale_box")
 
