@@ -167,6 +167,9 @@ class Network(nn.Module):
         super().__init__()
         if num_classes < 1: raise ValueError(f"num_classes must be >= 1, got {num_classes}")
         self.backbone = _backbone(backbone, weights) if isinstance(backbone, str) else backbone
+        if not hasattr(self.backbone, "num_features"):
+            raise ValueError("backbone must have num_features (`remove_classifier` gives a torchvision model one), "
+                             f"got {type(backbone).__name__}")
         self.classifier = nn.Linear(self.backbone.num_features, num_classes)
         self.head = projection_head(head or "none", self.backbone.num_features, dim)   # drawn last: see below
 

@@ -233,3 +233,10 @@ def test_any_module_with_num_features_is_a_backbone():
 def test_import_is_light():
     code = "import sys, arcbook.views, arcbook.models; print([m for m in ('torchvision', 'matplotlib', 'sklearn', 'nbdev') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_network_of_a_whole_classifier_is_refused_with_the_way_out():
+    from torchvision.models import resnet18
+    whole = resnet18()
+    with pytest.raises(ValueError, match=r"backbone must have num_features .*remove_classifier.* got ResNet"): M.Network(whole, 3)
+    assert M.Network(M.remove_classifier(whole), 3).classifier.in_features == 512
