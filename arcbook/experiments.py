@@ -18,7 +18,7 @@ from .ledger import RunRecord
 
 # %% auto #0
 __all__ = ['Experiment', 'Outcome', 'save_outcome', 'load_outcome', 'is_main_process', 'run_ladder', 'resolve', 'check_variants',
-           'start_of', 'record_id', 'draw_ladder']
+           'start_of', 'record_id', 'draw_ladder', 'draw_rungs']
 
 # %% ../nbs/toolkit/11_experiments.ipynb #732bd5e3
 @dataclass(frozen=True)
@@ -137,3 +137,20 @@ def draw_ladder(records, rows=None, metric: str = "top1", ax=None, title: str | 
     ax.invert_yaxis()
     ax.set_title(title or "Each rung of the ladder, every seed shown", loc="left")
     return ax
+
+# %% ../nbs/toolkit/11_experiments.ipynb #dedf4854
+def draw_rungs(records, out, variants: tuple[str, ...], array: str):
+    "UMAP of `array` (unseen images, labelled by `map_labels`) under each of `variants`, first seed; the figure."
+    import matplotlib.pyplot as plt
+    from arcbook.geometry import draw_map, umap_map
+    chosen = [r for r in records if r.seed == 0 and r.variant in variants]
+    n = max(1, len(chosen))
+    fig, axes = plt.subplots(1, n, figsize=(4 * n, 3.6), layout="constrained", squeeze=False)
+    for ax, record in zip(axes[0], chosen):
+        arrays = load_outcome(record.paper, record.id, out).arrays
+        labels = arrays["map_labels"]
+        ten = np.isin(labels, np.unique(labels)[:10])                      # as many classes as colours
+        names, numbers = np.unique(labels[ten], return_inverse=True)
+        draw_map(umap_map(arrays[array][ten]), numbers, [str(c) for c in names], ax=ax,
+                 title=f"{record.variant}: top-1 {record.metrics['top1']:.3f}")
+    return fig

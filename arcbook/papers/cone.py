@@ -19,7 +19,7 @@ from ..contrast import (at_least_float32, check_embeddings, check_labels, check_
                               check_temperature, cosine_logits, normalize, reduce_loss, values_readable)
 from ..datasets import load
 from ..evaluation import accuracy, knn_accuracy, predict
-from ..experiments import Experiment, Outcome
+from ..experiments import Experiment, Outcome, draw_rungs
 from ..ledger import RunRecord, sources, thin
 from ..memory import MemoryQueue, is_count
 from ..models import Output, projection_head, shrunk
@@ -694,21 +694,7 @@ def draw_curves(records, out):
 # %% ../../nbs/papers/05_cone.ipynb #7b804d25
 def draw_maps(records, out):
     "UMAP of unseen images under SupCon and under CoNe, first seed."
-    import matplotlib.pyplot as plt
-    import numpy as np
-    from arcbook.experiments import load_outcome
-    from arcbook.geometry import draw_map, umap_map
-    chosen = [r for r in records if r.seed == 0 and r.variant in ("CE+SupCon", "CoNe")]
-    n = max(1, len(chosen))
-    fig, axes = plt.subplots(1, n, figsize=(4 * n, 3.6), layout="constrained", squeeze=False)
-    for ax, record in zip(axes[0], chosen):
-        arrays = load_outcome("cone", record.id, out).arrays
-        z, labels = torch.from_numpy(arrays["embeddings"]), arrays["map_labels"]
-        ten = np.isin(labels, np.unique(labels)[:10])                      # as many classes as colours
-        names = np.unique(labels[ten], return_inverse=True)
-        draw_map(umap_map(z[ten]), names[1], [str(c) for c in names[0]], ax=ax,
-                 title=f"{record.variant}: top-1 {record.metrics['top1']:.3f}")
-    return fig
+    return draw_rungs(records, out, ("CE+SupCon", "CoNe"), "embeddings")
 
 # %% ../../nbs/papers/05_cone.ipynb #5b0217c8
 FIGURES = (draw_curves, draw_maps)   # of `arcbook run`, beside the ladder
