@@ -176,6 +176,29 @@ def test_front_matter(pages, name):
     assert front["output-file"].endswith(".html")
 
 
+def paragraphs(cells):
+    """Markdown cells, cut at blank lines. Brackets and targets of links are left out, because nbdev makes links of names
+    in backticks, and so is what the author hides: cells under `#| hide` and its kind, headings that end with a dash."""
+    for cell in cells:
+        text = "".join(cell["source"])
+        directives, text = re.match(r"((?:[ \t]*#[ \t]*\|.*\n?)*)(.*)", text, re.S).groups()
+        if cell["cell_type"] != "markdown" or re.search(r"\|\s*(?:hide|exporti?|default_exp)\b", directives): continue
+        if re.fullmatch(r"#.* -\s*", text): continue
+        for paragraph in re.split(r"\n\s*\n", re.sub(r"\]\([^)\s]*\)|[\[\]]", "", text)):
+            if paragraph.strip(): yield " ".join(paragraph.split())
+
+
+@every_notebook
+def test_no_text_is_lost(pages, site, name):
+    "Each paragraph of the notebook is on its page as often; title and quote, which become front matter, aside."
+    cells = json.loads((site.parent/"nbs"/name).read_text(encoding="utf-8"))["cells"]
+    head = next(c for c in cells if c["cell_type"] == "markdown" and re.search(r"^#\s+\S", "".join(c["source"]), re.M))
+    for line in (r"^#\s+\S.*$", r"^>\s+\S.*$"):
+        head["source"] = re.sub(line, "", "".join(head["source"]), count=1, flags=re.M)
+    lost = Counter(paragraphs(cells)) - Counter(paragraphs(pages[name].cells))
+    assert not lost, "nbdev drops the rest of the cell that holds the title: only title and quote may stand there"
+
+
 def test_addresses_are_unique(pages):
     assert not [html for html, n in Counter(page.html for page in pages.values()).items() if n > 1]
 
@@ -359,7 +382,7 @@ def test_every_chapter_is_everywhere():
 
 def test_the_opening_picture():
     "Two drawings of one picture, each light; the home page shows one of them on any screen."
-    home = "".join("".join(c["source"]) for c in json.loads((nbs/"index.ipynb").read_text(encoding="utf-8"))["cells"])
+    home = "\n\n".join("".join(c["source"]) for c in json.loads((nbs/"index.ipynb").read_text(encoding="utf-8"))["cells"])
     css = (nbs/"styles.css").read_text()
     for name, kind in (("five.png", "wide-only"), ("five-narrow.png", "narrow-only")):
         assert (nbs/"images"/name).stat().st_size <= 100_000
