@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 from arcbook.geometry import (ATTRACT, CLASS_COLOURS, REPULSE, align_map, alignment, class_margin, draw_attract_repulse_map,
                               draw_forces, draw_frame, draw_map, film, film_strip, force_vectors, free_points,
-                              neighbour_purity, split_forces, style, umap_film, umap_map, uniformity)
+                              neighbour_purity, show_grid, split_forces, style, umap_film, umap_map, uniformity)
 
 
 def noise(*shape, seed=0, dtype=torch.float64):
@@ -187,6 +187,21 @@ def test_frame_survives_masks_of_every_kind():
         assert png(draw_frame(logits, torch.zeros(2, 3)))
 
 
+def test_grid_of_images_with_their_labels():
+    images = torch.randint(0, 256, (7, 3, 8, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels, names = torch.arange(7) % 3, ["a rather long class name", "b", "c"]
+    figure = show_grid(images, labels, names, ncols=3, title="Seven")
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert len(texts) == 8 and texts[0].endswith("…") and texts[1] == "b" and texts[-1] == "Seven"
+    canvas = figure.axes[0].images[0].get_array()
+    assert (canvas.shape[1], canvas.shape[0]) == tuple(int(round(v * 100)) for v in figure.get_size_inches())
+    zoom = 64 // 6
+    first = images[0].permute(1, 2, 0).repeat_interleave(zoom, 0).repeat_interleave(zoom, 1).numpy()
+    assert any((canvas[y:y + 8 * zoom, :6 * zoom] == first).all() for y in range(60))    # every pixel a square
+    assert len(show_grid(torch.rand(5, 3, 8, 8)).axes[0].texts) == 0
+    assert show_grid(images[:2], ["one", "two"]).axes[0].texts[1].get_text() == "two"
+
+
 def gif(movie):
     return base64.b64decode(re.search("base64,([^\"]+)", movie.data).group(1))
 
@@ -287,6 +302,8 @@ BAD = [
     (lambda: split_forces(Z, lambda z: z @ z.T, torch.ones(10, 3)), r"target must have the shape of the logits \[10, 10\]"),
     (lambda: free_points(lambda x: x.sum(), torch.ones(3)), r"points must have shape \[N, D\], got \[3\]"),
     (lambda: film(noise(3, 5, 4)), r"trajectory must have shape \[\.\.\., 2\], got \[3, 5, 4\]"),
+    (lambda: show_grid(torch.rand(3, 3, 8, 8), [1, 2]), "labels must be as many as the 3 images, got 2"),
+    (lambda: show_grid(torch.rand(3, 8, 8)), r"images must be of shape \[N, 3, H, W\], got \[3, 8, 8\]"),
     (lambda: draw_map(Z), r"coords must have shape \[\.\.\., 2\]"),
     (lambda: draw_map(Z[:, :2], Y[:3]), "labels needs 10 entries, got 3"),
     (lambda: alignment(Z, Z[:5]), r"z1 must have the shape of z0 \[10, 4\], got \[5, 4\]"),
