@@ -1,5 +1,6 @@
 "The package as a newcomer gets it: metadata, extras, commands, versions, README."
 import configparser
+import json
 import os
 import re
 import shutil
@@ -79,6 +80,35 @@ def test_python_versions(metadata, settings):
     named = {c.rsplit(" ", 1)[1] for c in metadata.get_all("Classifier") if c.startswith("Programming Language")}
     workflow = yaml.safe_load((root/".github/workflows/test.yml").read_text())
     assert named == set(workflow["jobs"]["newest"]["strategy"]["matrix"]["python"]), "classifiers are what is tested"
+
+
+def unparsable(files, version):
+    "What ruff's parser refuses as syntax of that Python: one line a fault. It reads notebooks too, cell by cell."
+    command = ["check", "--isolated", "--no-cache", "--quiet", "--select", "E9", "--output-format", "concise",
+               "--target-version", "py" + version.replace(".", "")]
+    done = subprocess.run([sys.executable, "-m", "ruff", *command, *map(str, files)], capture_output=True, text=True, timeout=120)
+    assert done.returncode in (0, 1), done.stderr
+    return done.stdout.splitlines()
+
+
+def test_syntax_of_the_oldest_python(settings):
+    "Every source file and notebook cell parses on the oldest Python that is promised, whichever runs this test."
+    folders = ("arcbook", "benchmarks", "data_scripts", "nbs", "tests")
+    files = [path for name in folders for kind in ("*.py", "*.ipynb") for path in sorted((root/name).rglob(kind))]
+    files = [path for path in files if not any(part[0] == "." for part in path.relative_to(root).parts)]
+    assert {"contrast.py", "test_packaging.py", "01_attract_repulse.ipynb", "index.ipynb"} <= {path.name for path in files}
+    assert not unparsable([root/"setup.py", *files], settings["min_python"])
+
+
+@pytest.mark.parametrize("newer,since", [
+    ("x = {}\nx[:, *(1, 2)]\n", "3.11"), ("try: x = 1\nexcept* ValueError: x = 2\n", "3.11"), ("type Row = list\n", "3.12"),
+    ("def first[T](x: T): return x\n", "3.12"), ("""x = {"a": 1}\nf"{x["a"]}"\n""", "3.12")])
+def test_newer_syntax_is_seen(newer, since, tmp_path):
+    "The fault that chapters 1 and 5 had, and its like; in a module and in a cell."
+    cell = dict(cell_type="code", execution_count=None, id="newer", metadata={}, outputs=[], source=newer)
+    (tmp_path/"newer.py").write_text(newer, encoding="utf-8")
+    (tmp_path/"newer.ipynb").write_text(json.dumps(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=5)), encoding="utf-8")
+    for path in tmp_path.iterdir(): assert len(unparsable([path], "3.10")) == 1 and not unparsable([path], since)
 
 
 def test_extras(metadata, settings):
