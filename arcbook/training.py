@@ -9,94 +9,55 @@ import json, math, os, sys, time
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from .method import Batch, Method, step_seed
+from .readings import BelowOne, Bound, Count, NonNegative, Positive, Settings, Shares
 
 # %% auto #0
-__all__ = ['FORMAT', 'Batch', 'Method', 'Budget', 'budget_name', 'learning_rate', 'step_seed', 'save_checkpoint',
-           'load_checkpoint', 'run_identity', 'History', 'NonFiniteLoss', 'make_accelerator', 'Run', 'restore', 'save',
-           'kept', 'look', 'place', 'epoch_batches', 'check_arguments', 'fit', 'train_step']
+__all__ = ['BUDGETS', 'FORMAT', 'Budget', 'budget_name', 'learning_rate', 'save_checkpoint', 'differences', 'load_checkpoint',
+           'run_identity', 'History', 'NonFiniteLoss', 'make_accelerator', 'fit', 'Batch', 'Method', 'step_seed']
 
-# %% ../nbs/toolkit/07_training.ipynb #732bd5e3
-class Batch(NamedTuple):
-    "What one training step receives."
-    images: Tensor   # uint8 [B, 3, H, W], on the training device
-    labels: Tensor   # int64 [B]
-    indices: Tensor  # int64 [B]: positions in the data set, for losses that remember images
-
-# %% ../nbs/toolkit/07_training.ipynb #8cf84d6f
-class Method(nn.Module):
-    "What `fit` trains: a network with its teacher, memory and loss in one module."
-    name = "method"
-
-    def __init__(self, **config):
-        super().__init__()
-        self.config = config  # plain values; a checkpoint made with others is refused
-
-    def forward(self, batch: Batch, step: int, generator: torch.Generator):
-        "A named tuple with a differentiable `loss`; `step` counts from 1, all randomness comes from `generator`."
-        raise NotImplementedError
-
-    def before_epoch(self, data, epoch: int):
-        "Whatever is recomputed once per epoch on the whole training set (centroids, clusters)."
-
-    def after_step(self, step: int):
-        "Whatever follows the optimiser: moving a teacher, filling a queue."
-
-    def epoch_indices(self, labels: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
-        "Which images each step of an epoch sees, int64 [steps, batch_size]: a shuffle without the incomplete last batch."
-        batch_size = min(batch_size, len(labels))
-        steps = len(labels) // batch_size
-        return torch.randperm(len(labels), generator=generator)[:steps * batch_size].view(steps, batch_size)
-
-    def parameter_groups(self) -> list[dict]:
-        "Groups for the optimiser; a group's `lr_scale` multiplies the budget's learning rate."
-        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
-
-    def predict(self, images: Tensor) -> Tensor:
-        "uint8 [B, 3, H, W] -> logits [B, C], in evaluation mode and without gradient."
-        raise NotImplementedError
+# %% ../nbs/toolkit/07_training.ipynb #a1d1ff06
+_all_ = ["Batch", "Method", "step_seed"]   # they live in `arcbook.method`
 
 # %% ../nbs/toolkit/07_training.ipynb #51927b76
 @dataclass(frozen=True)
-class Budget:
+class Budget(Settings):
     "How long and how fast to train. Frozen: use `dataclasses.replace` to vary one."
     name: str = "cpu"
-    epochs: int = 20
-    batch_size: int = 128          # images per step, over all processes together
-    lr: float = 0.1                # the peak, after warm-up
-    momentum: float = 0.9          # of SGD
-    nesterov: bool = True          # in Nesterov's form
-    weight_decay: float = 5e-4
-    schedule: str = "cosine"       # or "step", "constant"
-    warmup_epochs: float = 0.0
-    milestones: tuple = (0.5, 0.75)  # "step": shares of the run after which the rate is multiplied by `gamma`
-    gamma: float = 0.1
-    clip_norm: float | None = None   # largest norm of the whole gradient
-    precision: str = "no"          # or "bf16", "fp16"
-    checkpoint_seconds: float = 30.0  # a checkpoint at the first step after so many seconds
+    epochs: Count = 20
+    batch_size: Count = 128            # images per step, over all processes together
+    lr: Positive = 0.1                 # the peak, after warm-up
+    momentum: BelowOne = 0.9           # of SGD
+    nesterov: bool = True              # in Nesterov's form
+    weight_decay: NonNegative = 5e-4
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    warmup_epochs: NonNegative = 0.0
+    milestones: Shares = (0.5, 0.75)   # "step": shares of the run after which the rate falls ...
+    gamma: NonNegative = 0.1           # ... to `gamma` times itself
+    clip_norm: Positive | None = None  # largest norm of the whole gradient
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    checkpoint_seconds: NonNegative = 30.0  # a checkpoint at the first step after so many seconds
 
-    def __post_init__(self):
-        for name in ("epochs", "batch_size"):
-            if not isinstance(getattr(self, name), int): raise ValueError(f"{name} must be an int, got {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size", "lr"):
-            if not 0 < getattr(self, name) < math.inf: raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
-        for name in ("momentum", "weight_decay", "warmup_epochs", "gamma"):
-            if not 0 <= getattr(self, name) < math.inf: raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if self.clip_norm is not None and not self.clip_norm > 0: raise ValueError(f"clip_norm must be > 0, got {self.clip_norm}")
-        if self.schedule not in ("cosine", "step", "constant"):
-            raise ValueError(f'schedule must be "cosine", "step" or "constant", got {self.schedule!r}')
-        if self.precision not in ("no", "bf16", "fp16"):
-            raise ValueError(f'precision must be "no", "bf16" or "fp16", got {self.precision!r}')
+    def check(self):
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs must be at most epochs ({self.epochs}), "
+                             f"got {self.warmup_epochs}")
 
 # %% ../nbs/toolkit/07_training.ipynb #0e4022c1
+BUDGETS = ("smoke", "cpu", "gpu")
+
 def budget_name(default: str = "cpu") -> str:
-    "The budget this process runs at: `ARCBOOK_BUDGET`, else `smoke` under `nbdev_test`, else `default`."
-    name = os.environ.get("ARCBOOK_BUDGET") or ("smoke" if os.environ.get("IN_TEST") else default)
-    if name not in ("smoke", "cpu", "gpu"): raise ValueError(f"ARCBOOK_BUDGET must be smoke, cpu or gpu, got {name!r}")
+    "What this process runs at: `ARCBOOK_BUDGET`, else `smoke` under `nbdev_test`, else `default`."
+    tested = "smoke" if os.environ.get("IN_TEST") else default
+    name = os.environ.get("ARCBOOK_BUDGET") or tested
+    if name not in BUDGETS:
+        raise ValueError(f"ARCBOOK_BUDGET must be one of {', '.join(BUDGETS)}, got {name!r}")
     return name
 
 # %% ../nbs/toolkit/07_training.ipynb #9cd304c3
@@ -106,13 +67,8 @@ def learning_rate(budget: Budget, step: int, steps_per_epoch: int) -> float:
     if step < warmup: return budget.lr * (step + 1) / warmup
     t = (step - warmup) / max(1, total - warmup)
     if budget.schedule == "cosine": return budget.lr * 0.5 * (1 + math.cos(math.pi * t))
-    if budget.schedule == "step": return budget.lr * budget.gamma ** sum(step >= m * total for m in budget.milestones)
-    return budget.lr
-
-# %% ../nbs/toolkit/07_training.ipynb #9cdde7ea
-def step_seed(*numbers: int) -> int:
-    "A 63-bit seed that depends on all `numbers` (seed, step, rank ...), the same on every platform."
-    return int(np.random.SeedSequence([n & 0xFFFFFFFF for n in numbers]).generate_state(1, np.uint64)[0] >> 1)
+    passed = sum(step >= share * total for share in budget.milestones)
+    return budget.lr * (budget.gamma ** passed if budget.schedule == "step" else 1.0)
 
 # %% ../nbs/toolkit/07_training.ipynb #d93087c4
 def save_checkpoint(path: Path, state: dict):
@@ -121,23 +77,33 @@ def save_checkpoint(path: Path, state: dict):
     try:
         with open(temporary, "wb") as file:
             torch.save(state, file)
-            file.flush(), os.fsync(file.fileno())
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:                    # a full disk is a RuntimeError of torch's writer
+    except (OSError, RuntimeError) as error:     # a full disk is a RuntimeError of torch's writer
         temporary.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path}: {error}") from error
+        reason = error if isinstance(error, OSError) else "is the disk full?"
+        raise OSError(f"cannot write {path}: {reason}") from error
 
+# %% ../nbs/toolkit/07_training.ipynb #a1d1ff02
+def differences(there: dict, here: dict) -> str:
+    "`lr is 0.1 there and 0.05 here; ...` for two flat dictionaries, empty where they agree."
+    names = sorted({*there, *here})
+    return "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+                     for name in names if there.get(name) != here.get(name))
 
+# %% ../nbs/toolkit/07_training.ipynb #a1d1ff03
 def load_checkpoint(path: Path, identity: dict) -> dict:
-    "Read a checkpoint; refuse one that another method, data set, budget or seed has written."
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
+    "Read a checkpoint; `ValueError` for one that another method, data set, budget or seed wrote."
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = json.loads(state.get("identity", "{}"))
     except Exception as error:
-        raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}): remove it to start again") from error
-    found = json.loads(state.get("identity", "{}"))
-    changed = [f"{k} is {found.get(k)!r} there and {identity.get(k)!r} here"
-               for k in sorted({*found, *identity}) if found.get(k) != identity.get(k)]
-    if changed: raise ValueError(f"{path} belongs to another run: {'; '.join(changed)}. "
-                                 "Choose another folder, or resume=False to start again")
+        raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}): "
+                         "remove it to start again") from error
+    if changed := differences(found, identity):
+        raise ValueError(f"{path} belongs to another run: {changed}. "
+                         "Choose another folder, or resume=False to start again")
     return state
 
 # %% ../nbs/toolkit/07_training.ipynb #aa52b409
@@ -145,22 +111,23 @@ FORMAT = 1  # raised when the layout of a checkpoint changes
 
 def run_identity(method: Method, data, budget: Budget, seed: int, processes: int) -> dict:
     "What a checkpoint must match to be resumed, as JSON values."
-    identity = {"format": FORMAT, "method": method.name, "data": data.name, "split": data.digest(), "seed": seed,
-                "processes": processes}
+    identity = {"format": FORMAT, "method": method.name, "data": data.name,
+                "split": data.digest(), "seed": seed, "processes": processes}
     identity |= {f"method.{k}": v for k, v in method.config.items()}
-    identity |= {f"budget.{k}": v for k, v in asdict(budget).items() if k != "checkpoint_seconds"}
+    budget = {k: v for k, v in asdict(budget).items() if k != "checkpoint_seconds"}
+    identity |= {f"budget.{k}": v for k, v in budget.items()}
     return json.loads(json.dumps(identity, default=str))
 
 # %% ../nbs/toolkit/07_training.ipynb #8f7c21c3
 @dataclass
 class History:
     "The terms of every step of a run, and what the run cost."
-    names: list[str] = field(default_factory=list)     # of the terms, `loss` among them
+    names: list[str] = field(default_factory=list)           # of the terms, `loss` among them
     values: list[list[float]] = field(default_factory=list)  # one row per step
-    seconds: float = 0.0                               # training only, over all resumed parts
-    images: int = 0                                    # images drawn from the data set, all processes together
+    seconds: float = 0.0        # training only, over all resumed parts
+    images: int = 0             # images drawn from the data set, all processes together
     device: str = "cpu"
-    peak_memory: int = 0                               # bytes: allocated on a GPU, resident on a CPU
+    peak_memory: int = 0        # bytes: allocated on a GPU, resident on a CPU
 
     def __getitem__(self, name: str) -> np.ndarray:
         "One term over the steps, float64 [steps]."
@@ -168,8 +135,8 @@ class History:
 
     def epochs(self, name: str, steps_per_epoch: int) -> np.ndarray:
         "One term averaged per epoch."
-        values = self[name]
-        return values[:len(values) // steps_per_epoch * steps_per_epoch].reshape(-1, steps_per_epoch).mean(1)
+        values, whole = self[name], len(self.values) // steps_per_epoch * steps_per_epoch
+        return values[:whole].reshape(-1, steps_per_epoch).mean(1)
 
 # %% ../nbs/toolkit/07_training.ipynb #76f8e00f
 class NonFiniteLoss(RuntimeError):
@@ -179,101 +146,117 @@ def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda": return torch.cuda.max_memory_allocated(device)
     with suppress(ImportError):
         import resource
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return 0
 
 # %% ../nbs/toolkit/07_training.ipynb #3f46b6ca
 def make_accelerator(precision: str = "no"):
-    "An accelerate `Accelerator`; buffers such as queues are not sent around by DDP at each step."
+    "An accelerate `Accelerator`; DDP does not send buffers such as queues around at each step."
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
     AcceleratorState._reset_state()  # a second run in this process may want another precision
     own_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
     return Accelerator(mixed_precision=precision, kwargs_handlers=[own_buffers])
 
+# %% ../nbs/toolkit/07_training.ipynb #a1d1ff04
+def _optimizer(method: Method, budget: Budget) -> torch.optim.Optimizer:
+    "SGD on the method's groups of parameters."
+    nesterov = budget.nesterov and budget.momentum > 0
+    return torch.optim.SGD(method.parameter_groups(), lr=budget.lr, momentum=budget.momentum,
+                           nesterov=nesterov, weight_decay=budget.weight_decay)
+
 # %% ../nbs/toolkit/07_training.ipynb #87b8a911
-class Run:
+class _Run:
     "One run in progress: its devices, optimiser, history and checkpoint."
     def __init__(self, method: Method, data, budget: Budget, seed: int, out, resume: bool):
         self.accelerator = make_accelerator(budget.precision)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device, self.labels = self.accelerator.device, data.labels.cpu()
-        self.budget, self.seed, self.data = budget, seed, place(data, self.device)
-        if min(budget.batch_size, len(data)) % self.world:
-            raise ValueError(f"batch_size must be a multiple of the {self.world} processes, got {min(budget.batch_size, len(data))}")
+        self.budget, self.seed, self.data = budget, seed, _place(data, self.device)
+        _check_share(min(budget.batch_size, len(data)), self.world)
         self.method = method.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(method.parameter_groups(), lr=budget.lr, momentum=budget.momentum,
-                                    nesterov=budget.nesterov and budget.momentum > 0, weight_decay=budget.weight_decay)
-        self.model, self.optimizer = self.accelerator.prepare(method, optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(method, _optimizer(method, budget))
         self.generator = torch.Generator(self.device)
         self.step, self.history, self.pending = 0, History(device=str(self.device)), []
         self.identity = run_identity(method, data, budget, seed, self.world)
         self.path = Path(out) / "checkpoint.pt" if out is not None else None
         if self.path: self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path and resume and self.path.exists(): restore(self)
+        if self.path and resume and self.path.exists(): _restore(self)
         self.started = self.saved = time.perf_counter()
         self.before = self.history.seconds
 
 # %% ../nbs/toolkit/07_training.ipynb #e32c4dac
-def restore(run: Run):
+def _restore(run: _Run):
     "Continue from the checkpoint of `run`."
-    state = load_checkpoint(run.path, run.identity)
+    state, scaler = load_checkpoint(run.path, run.identity), run.accelerator.scaler
     run.method.load_state_dict(state["method"])
     run.optimizer.load_state_dict(state["optimizer"])
-    if run.accelerator.scaler and state["scaler"]: run.accelerator.scaler.load_state_dict(state["scaler"])
+    if scaler and state["scaler"]: scaler.load_state_dict(state["scaler"])
     run.step, run.history = state["step"], History(**state["history"])
 
 # %% ../nbs/toolkit/07_training.ipynb #c12a7b49
-def save(run: Run):
+def _save(run: _Run):
     "Write the checkpoint of `run`, from the first process only."
-    scaler = run.accelerator.scaler
-    if not all(bool(v.isfinite().all()) for v in run.method.state_dict().values() if v.is_floating_point()):
-        raise NonFiniteLoss(f"weights became NaN or infinite by step {run.step} of {run.method.name}; {kept(run)}")
+    scaler, weights = run.accelerator.scaler, run.method.state_dict()
+    if not all(bool(v.isfinite().all()) for v in weights.values() if v.is_floating_point()):
+        raise NonFiniteLoss(f"weights became NaN or infinite by step {run.step} of "
+                            f"{run.method.name}; {_kept(run)}")
     if run.path and run.rank == 0:
         save_checkpoint(run.path, {
-            "identity": json.dumps(run.identity), "step": run.step, "history": asdict(run.history),
-            "method": run.method.state_dict(), "optimizer": run.optimizer.state_dict(),
+            "identity": json.dumps(run.identity), "step": run.step,
+            "history": asdict(run.history), "method": weights,
+            "optimizer": run.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None})
     run.saved = time.perf_counter()
 
 # %% ../nbs/toolkit/07_training.ipynb #c13f23de
-def kept(run: Run) -> str:
+def _kept(run: _Run) -> str:
     "Where the last good state is, for messages."
     there = run.path and run.path.exists()
     return f"the last good checkpoint is {run.path}" if there else "no checkpoint had been written"
 
-def look(run: Run):
+def _look(run: _Run):
     "Move pending terms to the history; stop at the first that is not finite."
     if not run.pending: return
     for row in torch.stack(run.pending).tolist():
         for name, value in zip(run.history.names, row):
             if not math.isfinite(value):
                 step = len(run.history.values) + 1
-                raise NonFiniteLoss(f"{name} became {value} at step {step} of {run.method.name}; {kept(run)}")
+                raise NonFiniteLoss(f"{name} became {value} at step {step} of "
+                                    f"{run.method.name}; {_kept(run)}")
         run.history.values.append(row)
     run.pending.clear()
     run.history.seconds = run.before + time.perf_counter() - run.started
     run.history.peak_memory = _peak_memory(run.device)
 
 # %% ../nbs/toolkit/07_training.ipynb #8d4f15f6
-def place(data, device: torch.device):
-    "`data` where it feeds `device` best: image sets decide themselves, photographs are decoded on the CPU."
+def _place(data, device: torch.device):
+    "`data` where it feeds `device` best: sets decide, photographs are decoded on the CPU."
     return data.place(device) if hasattr(data, "place") else data.to(device)
 
-def epoch_batches(run: Run, order: Tensor, epoch: int):
+def _epoch_batches(run: _Run, order: Tensor, epoch: int):
     "This process's `Batch` for every row of `order` [steps, ..., B], on the device."
     mine = order[..., run.rank::run.world]
-    on_device = mine.to(run.device)
-    with closing(run.data.batches(mine, step_seed(run.seed, epoch, 2))) as batches:   # closed: no reader outlives an error
+    on_device, reader = mine.to(run.device), run.data.batches(mine, step_seed(run.seed, epoch, 2))
+    with closing(reader) as batches:                            # no reader outlives an error
         for indices, (images, labels) in zip(on_device, batches):
             yield Batch(images.to(run.device), labels.to(run.device), indices)
 
 # %% ../nbs/toolkit/07_training.ipynb #7b804d25
-def check_arguments(method, data, budget):
-    if not isinstance(method, Method): raise ValueError(f"method must be a Method, got {type(method).__name__}")
-    if not hasattr(data, "batches"): raise ValueError(f"data must be an ImageSet or a PhotoSet, got {type(data).__name__}")
-    if not isinstance(budget, Budget): raise ValueError(f"budget must be a Budget, got {type(budget).__name__}")
+def _need(name, kind, value):
+    raise ValueError(f"{name} must be {kind}, got {type(value).__name__}")
+
+def _check_arguments(method, data, budget):
+    if not isinstance(method, Method): _need("method", "a Method", method)
+    if not hasattr(data, "batches"): _need("data", "an ImageSet or a PhotoSet", data)
+    if not isinstance(budget, Budget): _need("budget", "a Budget", budget)
     if len(data) == 0: raise ValueError("data must hold at least one image, got none")
+
+def _check_share(batch_size: int, processes: int):
+    if batch_size % processes:
+        raise ValueError(f"batch_size must be a multiple of the {processes} processes, "
+                         f"got {batch_size}")
 
 # %% ../nbs/toolkit/07_training.ipynb #5a0a00f3
 def fit(
@@ -283,49 +266,60 @@ def fit(
     seed: int = 0,      # of batches and views; the method's initial weights are the caller's
     out=None,           # folder for `checkpoint.pt`; None keeps nothing
     resume: bool = True,  # continue from the checkpoint in `out`, if there is one
-    callback=None,      # called as callback(step, method) after every step; step 0 is before the first
+    callback=None,      # callback(step, method) after every step, and once before the first
 ) -> History:
-    "Train `method` on `data`. Raises `NonFiniteLoss` at a NaN, `ValueError` for a checkpoint of another run."
+    "Train `method`. Raises `NonFiniteLoss` at a NaN, `ValueError` for a checkpoint of another run."
     from tqdm import tqdm
-    check_arguments(method, data, budget)
-    run = Run(method, data, budget, seed, out, resume)
-    per_epoch = len(method.epoch_indices(run.labels, budget.batch_size, torch.Generator().manual_seed(0)))
+    _check_arguments(method, data, budget)
+    run = _Run(method, data, budget, seed, out, resume)
+    draw = lambda seed: method.epoch_indices(run.labels, budget.batch_size,
+                                             torch.Generator().manual_seed(seed))
+    per_epoch = len(draw(0))
     if callback and run.step == 0: callback(0, method)
-    bar = tqdm(total=budget.epochs * per_epoch, initial=run.step, desc=method.name, unit="step", leave=False,
-               disable=None if run.rank == 0 else True)   # None: only on a terminal
+    bar = tqdm(total=budget.epochs * per_epoch, initial=run.step, desc=method.name, unit="step",
+               leave=False, disable=None if run.rank == 0 else True)   # None: only on a terminal
     for epoch in range(run.step // per_epoch, budget.epochs):
         method.before_epoch(run.data, epoch)
-        shuffle = torch.Generator().manual_seed(step_seed(seed, epoch))
-        order = method.epoch_indices(run.labels, budget.batch_size, shuffle)
-        with closing(epoch_batches(run, order[run.step - epoch * per_epoch:], epoch)) as batches:
+        order = draw(step_seed(seed, epoch))[run.step - epoch * per_epoch:]
+        with closing(_epoch_batches(run, order, epoch)) as batches:
             for batch in batches:
-                train_step(run, batch, per_epoch)
+                _train_step(run, batch, per_epoch)
                 bar.update()
                 if callback: callback(run.step, method)
-    look(run)
-    save(run)
+    _look(run)
+    _save(run)
     bar.close()
     return run.history
 
 # %% ../nbs/toolkit/07_training.ipynb #5136ec18
-def train_step(run: Run, batch: Batch, per_epoch: int):
+def _train_step(run: _Run, batch: Batch, per_epoch: int):
     "One step: draw, forward, backward, clip, move."
     lr = learning_rate(run.budget, run.step, per_epoch)
     for group in run.optimizer.param_groups: group["lr"] = lr * group.get("lr_scale", 1.0)
     seed = step_seed(run.seed, run.step, run.rank, 1)
-    run.generator.manual_seed(seed), torch.manual_seed(seed)      # views, and whatever a layer draws
+    run.generator.manual_seed(seed)                  # views ...
+    torch.manual_seed(seed)                          # ... and whatever a layer draws
     run.model.train()
-    try: terms = run.model(batch, run.step + 1, run.generator)
-    except ValueError as error:                                # losses refuse NaN by name
-        kind = NonFiniteLoss if "NaN" in str(error) else ValueError
-        raise kind(f"{error} (step {run.step + 1} of {run.method.name}; {kept(run)})") from error
+    terms = _terms(run, batch)
     run.accelerator.backward(terms.loss)
-    if run.budget.clip_norm: run.accelerator.clip_grad_norm_(run.model.parameters(), run.budget.clip_norm)
-    run.optimizer.step(), run.optimizer.zero_grad()
+    if run.budget.clip_norm:
+        run.accelerator.clip_grad_norm_(run.model.parameters(), run.budget.clip_norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
     run.step += 1
     run.method.after_step(run.step)
-    run.history.names, run.history.images = list(terms._fields), run.history.images + batch.indices.numel() * run.world
+    run.history.images += batch.indices.numel() * run.world
+    run.history.names = list(terms._fields)
     run.pending.append(torch.stack([t.detach().float() for t in terms]))
     due = time.perf_counter() - run.saved > run.budget.checkpoint_seconds
-    if due or run.device.type == "cpu" or len(run.pending) == 20: look(run)
-    if due: save(run)
+    if due or run.device.type == "cpu" or len(run.pending) == 20: _look(run)
+    if due: _save(run)
+
+# %% ../nbs/toolkit/07_training.ipynb #a1d1ff05
+def _terms(run: _Run, batch: Batch):
+    "The terms of a batch. Losses refuse NaN by name: in a run that is a loss that exploded."
+    try: return run.model(batch, run.step + 1, run.generator)
+    except ValueError as error:
+        exploded = not all(p.isfinite().all() for p in run.method.parameters())
+        kind = NonFiniteLoss if exploded or "NaN" in str(error) else ValueError
+        raise kind(f"{error} (step {run.step + 1} of {run.method.name}; {_kept(run)})") from error

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from arcbook.datasets import load
 from arcbook.papers.attract_repulse import AttractRepulse, Readings
-from arcbook.training import (Budget, Method, NonFiniteLoss, epoch_batches, fit, learning_rate, load_checkpoint, save_checkpoint,
+from arcbook.training import _epoch_batches as epoch_batches
+from arcbook.training import (Budget, Method, NonFiniteLoss, fit, learning_rate, load_checkpoint, save_checkpoint,
                               step_seed)
 
 FEW = load("digits-few:10", "train")
