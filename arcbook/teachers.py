@@ -8,37 +8,36 @@ from __future__ import annotations
 import math
 from copy import deepcopy
 from functools import partial
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .contrast import check_embeddings, check_reduction, reduce_loss
+from ._checks import (check_embeddings, check_number, check_option, check_reduction,
+                             check_share)
+from .contrast import reduce_loss
 
 # %% auto #0
-__all__ = ['check_share', 'growing_decay', 'mean_teacher_decay', 'rising_momentum', 'cosine_momentum', 'FrozenCopy',
-           'split_tensors', 'EMATeacher', 'ema_tensors', 'consistency', 'check_kind', 'check_consistency',
-           'ConsistencyLoss', 'sigmoid_rampup']
-
-# %% ../nbs/toolkit/01_teachers.ipynb #aa52b409
-def check_share(name: str, value: float):
-    "A number between 0 and 1, or a ValueError that names the argument."
-    if not 0 <= value <= 1: raise ValueError(f"{name} must be in [0, 1], got {value}")
+__all__ = ['mean_teacher_decay', 'cosine_momentum', 'EMATeacher', 'consistency', 'ConsistencyLoss', 'sigmoid_rampup']
 
 # %% ../nbs/toolkit/01_teachers.ipynb #76f8e00f
-def growing_decay(step: float, max_decay: float) -> float: return min(1 - 1 / (step + 1), max_decay)
+def _growing_decay(step: float, max_decay: float) -> float:
+    return min(1 - 1 / (step + 1), max_decay)
 
 # %% ../nbs/toolkit/01_teachers.ipynb #732bd5e3
 def mean_teacher_decay(
     max_decay: float = 0.999,  # a
 ):
-    "Decay as a function of the step, min(1 - 1/(t+1), a); the first update is t = 1 [@tarvainen2017meanteacher]."
-    check_share("max_decay", max_decay)
-    return partial(growing_decay, max_decay=max_decay)            # unlike a lambda it can be pickled
+    """Decay as a function of the step, min(1 - 1/(t+1), a); the first update is t = 1.
+
+    Source: [@tarvainen2017meanteacher]."""
+    max_decay = check_share("max_decay", max_decay)
+    return partial(_growing_decay, max_decay=max_decay)      # unlike a lambda it can be pickled
 
 # %% ../nbs/toolkit/01_teachers.ipynb #3f46b6ca
-def rising_momentum(step: float, start: float, total_steps: float) -> float:
+def _rising_momentum(step: float, start: float, total_steps: float) -> float:
     return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * min(step / total_steps, 1)))
 
 # %% ../nbs/toolkit/01_teachers.ipynb #8cf84d6f
@@ -46,20 +45,21 @@ def cosine_momentum(
     start: float,      # m_0, at step 0
     total_steps: int,  # T, where the momentum reaches 1
 ):
-    "Momentum as a function of the step: from `start` to 1 along half a cosine, then 1 [@zheng2023cone]."
-    check_share("start", start)
-    if not total_steps > 0: raise ValueError(f"total_steps must be > 0, got {total_steps}")
-    return partial(rising_momentum, start=start, total_steps=total_steps)
+    """Momentum as a function of the step: from `start` to 1 along half a cosine, then 1.
+
+    Source: [@zheng2023cone]."""
+    start = check_share("start", start)
+    total_steps = check_number("total_steps", total_steps, "> 0")
+    return partial(_rising_momentum, start=start, total_steps=total_steps)
 
 # %% ../nbs/toolkit/01_teachers.ipynb #51927b76
-class FrozenCopy(nn.Module):
+class _FrozenCopy(nn.Module):
     "A copy of `student` that never trains and keeps the student in reach without owning it."
     def __init__(self, student: nn.Module, buffers: str = "own"):
         super().__init__()
-        if buffers not in ("own", "copy", "ema"):
-            raise ValueError(f'buffers must be "own", "copy" or "ema", got {buffers!r}')
+        self.buffer_rule = check_option("buffers", buffers, ("own", "copy", "ema"))
         self.module = deepcopy(student).requires_grad_(False)
-        self.buffer_rule, self._student = buffers, (student,)
+        self._student = (student,)
         self.train(student.training)
 
     @property
@@ -69,22 +69,23 @@ class FrozenCopy(nn.Module):
         with torch.no_grad(): return self.module(*args, **kwargs)
 
     def train(self, mode: bool = True):
-        "As in any module, but where statistics come from the student, `module` stays in eval mode and uses them."
+        "As in any module; but where statistics come from the student, `module` stays in eval mode."
         super().train(mode)
         self.module.train(mode and self.buffer_rule == "own")
         return self
 
 # %% ../nbs/toolkit/01_teachers.ipynb #0e4022c1
-def split_tensors(module: nn.Module, buffers: str) -> tuple[list[Tensor], list[Tensor]]:
-    "The tensors of `module` that are averaged, and those that are copied, under the rule `buffers`."
+def _split_tensors(module: nn.Module, buffers: str) -> tuple[list[Tensor], list[Tensor]]:
+    "The tensors of `module` that are averaged, and those that are copied, by the rule `buffers`."
     parameters, rest = list(module.parameters()), list(module.buffers())
     if buffers == "own": return parameters, []
     if buffers == "copy": return parameters, rest
-    return parameters + [b for b in rest if b.is_floating_point()], [b for b in rest if not b.is_floating_point()]
+    floating = [b for b in rest if b.is_floating_point()]
+    return parameters + floating, [b for b in rest if not b.is_floating_point()]
 
 # %% ../nbs/toolkit/01_teachers.ipynb #9cd304c3
-class EMATeacher(FrozenCopy):
-    "A frozen copy of `student` whose weights follow the student's: theta' <- a theta' + (1 - a) theta."
+class EMATeacher(_FrozenCopy):
+    "A frozen copy whose weights follow the student's: theta' <- a theta' + (1 - a) theta."
     def __init__(
         self,
         student: nn.Module,    # followed, not owned: registered, saved and trained elsewhere
@@ -92,46 +93,57 @@ class EMATeacher(FrozenCopy):
         buffers: str = "own",  # BatchNorm statistics: "own", "copy" or "ema"
     ):
         super().__init__(student, buffers)
-        if not callable(decay): check_share("decay", decay)
-        self.decay = decay
-        tensors, _ = split_tensors(self.module, buffers)
+        self.decay = decay if callable(decay) else check_share("decay", decay)
+        tensors, _ = _split_tensors(self.module, buffers)
         device = next((t.device for t in tensors), None)
         self.register_buffer("updates", torch.zeros((), dtype=torch.long, device=device))
         for i, t in enumerate(tensors):
-            if t.dtype in (torch.float16, torch.bfloat16): self.register_buffer(f"average{i}", t.detach().float())
+            if t.dtype not in (torch.float16, torch.bfloat16): continue
+            self.register_buffer(f"average{i}", t.detach().float())
 
     @torch.no_grad()
     def update(self, step: int | None = None):
-        "Move towards the student. `step` counts from 1; without it, the saved count goes on (and a GPU is waited for)."
-        step = int(self.updates) + 1 if step is None else step
-        decay = self.decay(step) if callable(self.decay) else self.decay
-        check_share("decay", decay)
-        averages, towards, copied = ema_tensors(self)
-        if averages: get_ema_multi_avg_fn(decay)(averages, [s.to(a) for a, s in zip(averages, towards)], None)
-        for old, new in copied: old.copy_(new)
+        "Move towards the student at step 1, 2, ...; without `step` the saved count goes on."
+        step = int(self.updates) + 1 if step is None else step          # a GPU is waited for
+        decay = check_share("decay", self.decay(step) if callable(self.decay) else self.decay)
+        _move(*_ema_tensors(self), decay)
         self.updates += 1
 
+    def extra_repr(self) -> str:
+        decay = self.decay if isinstance(self.decay, Real) else "a function of the step"
+        return f"decay={decay}, buffers={self.buffer_rule!r}"
+
 # %% ../nbs/toolkit/01_teachers.ipynb #9cdde7ea
-def ema_tensors(teacher: EMATeacher):
-    "What an update touches: averages, the tensors they move towards, and pairs (old, new) that are then copied."
-    own, own_rest = split_tensors(teacher.module, teacher.buffer_rule)
-    new, new_rest = split_tensors(teacher.student, teacher.buffer_rule)
+def _ema_tensors(teacher: EMATeacher):
+    "Averages, the tensors that they move towards, and pairs (old, new) that are then copied."
+    own, own_rest = _split_tensors(teacher.module, teacher.buffer_rule)
+    new, new_rest = _split_tensors(teacher.student, teacher.buffer_rule)
     if [t.shape for t in own + own_rest] != [t.shape for t in new + new_rest]:
-        raise ValueError("student must have the tensors it had when the teacher was made; its layers have changed")
+        raise ValueError("student must have the tensors it had when the teacher was made; "
+                         "its layers have changed")
     averages = [getattr(teacher, f"average{i}", t) for i, t in enumerate(own)]
-    rounded = [(t, a) for t, a in zip(own, averages) if t is not a]                    # weights in half precision
-    for t, a in rounded: a.copy_(torch.where(a.to(t.dtype) == t, a, t.to(a.dtype)))  # loaded anew since the last update
+    rounded = [(t, a) for t, a in zip(own, averages) if t is not a]      # weights in half precision
+    for t, a in rounded:      # the weight counts where it was loaded anew since the last update
+        a.copy_(torch.where(a.to(t.dtype) == t, a, t.to(a.dtype)))
     return averages, new, rounded + list(zip(own_rest, new_rest))
+
+def _move(averages: list, towards: list, copied: list, decay: float):
+    if averages:
+        towards = [s.to(a) for a, s in zip(averages, towards)]
+        get_ema_multi_avg_fn(decay)(averages, towards, None)
+    for old, new in copied: old.copy_(new)
 
 # %% ../nbs/toolkit/01_teachers.ipynb #d93087c4
 def consistency(
     student_logits: Tensor,   # [B, C]
     teacher_logits: Tensor,   # [B, C], detached here
-    kind: str = "kl",         # "kl": KL(teacher || student); "mse": squared error of probabilities, mean over classes
+    kind: str = "kl",         # "kl": KL(teacher || student); "mse": of probabilities, over classes
     reduction: str = "mean",  # over images: "mean", "sum" or "none" ([B])
 ) -> Tensor:
-    "Distance of the student's class distribution from the teacher's. `ValueError` for shapes that differ."
-    check_consistency(student_logits, teacher_logits, kind, reduction)
+    "Distance of the student's class distribution from the teacher's; `ValueError` on wrong input."
+    check_option("kind", kind, ("kl", "mse"))
+    check_embeddings("student_logits", student_logits)
+    check_embeddings("teacher_logits", teacher_logits, *reversed(student_logits.shape))
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
     log_student = F.log_softmax(student_logits, dim=1, dtype=dtype)
     log_teacher = F.log_softmax(teacher_logits.detach(), dim=1, dtype=dtype)
@@ -139,25 +151,18 @@ def consistency(
     else: per_image = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1)
     return reduce_loss(per_image, reduction)
 
-# %% ../nbs/toolkit/01_teachers.ipynb #87b8a911
-def check_kind(kind: str):
-    if kind not in ("kl", "mse"): raise ValueError(f'kind must be "kl" or "mse", got {kind!r}')
-
-def check_consistency(student_logits: Tensor, teacher_logits: Tensor, kind: str, reduction: str):
-    check_kind(kind), check_reduction(reduction)
-    check_embeddings("student_logits", student_logits)
-    check_embeddings("teacher_logits", teacher_logits, *reversed(student_logits.shape))
-
 # %% ../nbs/toolkit/01_teachers.ipynb #8f7c21c3
 class ConsistencyLoss(nn.Module):
     "`consistency` with its choices held."
     def __init__(self, kind: str = "kl", reduction: str = "mean"):
         super().__init__()
-        check_kind(kind), check_reduction(reduction)
-        self.kind, self.reduction = kind, reduction
+        self.kind = check_option("kind", kind, ("kl", "mse"))
+        self.reduction = check_reduction(reduction)
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         return consistency(student_logits, teacher_logits, self.kind, self.reduction)
+
+    def extra_repr(self) -> str: return f"kind={self.kind!r}, reduction={self.reduction!r}"
 
 # %% ../nbs/toolkit/01_teachers.ipynb #5a0a00f3
 def sigmoid_rampup(
@@ -165,6 +170,6 @@ def sigmoid_rampup(
     length: float,  # E_r, in epochs; 0 switches the ramp off
 ) -> float:
     "exp(-5 (1 - e/E_r)^2): 0.0067 at epoch 0, 1 from `length` on [@tarvainen2017meanteacher]."
-    if length < 0: raise ValueError(f"length must be >= 0, got {length}")
+    length = check_number("length", length, ">= 0")
     share = min(max(epoch, 0), length) / length if length else 1
     return math.exp(-5 * (1 - share) ** 2)
