@@ -5,37 +5,19 @@
 # %% ../nbs/toolkit/10_ledger.ipynb #f020b167
 from __future__ import annotations
 
-import ast, functools, hashlib, importlib, inspect, json, os, platform, statistics, sys, textwrap
+import functools, json, math, os, platform, statistics, sys
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import NamedTuple
+
+import arcbook
+from .behaviour import FILE, load_behaviour, state_of
 
 # %% auto #0
-__all__ = ['source_hash', 'current_hash', 'sources', 'RunRecord', 'thin', 'runs_root', 'versions', 'save', 'load', 'load_all',
-           'spread', 'cell', 'table', 'paired']
-
-# %% ../nbs/toolkit/10_ledger.ipynb #732bd5e3
-# kept: a page of 80 records asks for some thousand hashes, and each needs parsing
-@functools.cache
-def source_hash(obj) -> str:
-    "Twelve hex digits that change when the code of a function or class changes, but not with comments or docstrings."
-    tree = ast.parse(textwrap.dedent(inspect.getsource(obj)))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        first = body[0] if isinstance(body, list) and body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant): node.body = body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:12]
-
-# %% ../nbs/toolkit/10_ledger.ipynb #8cf84d6f
-def current_hash(name: str) -> str | None:
-    "The hash that `package.module.name` has now; None if it is gone."
-    module, _, attribute = name.rpartition(".")
-    try: return source_hash(getattr(importlib.import_module(module), attribute))
-    except (ImportError, AttributeError, OSError, TypeError, ValueError): return None
-
-def sources(*names: str) -> dict[str, str | None]:
-    "Hashes of several definitions, by their qualified names."
-    return {name: current_hash(name) for name in names}
+__all__ = ['SHARES', 'RunRecord', 'file_name', 'thin', 'check_metrics', 'runs_root', 'versions', 'save', 'load', 'load_all',
+           'state', 'spread', 'cell', 'setting', 'table', 'paired', 'interval', 'Claim', 'Verdict', 'judge', 'verdicts',
+           'sources']
 
 # %% ../nbs/toolkit/10_ledger.ipynb #51927b76
 @dataclass
@@ -45,79 +27,142 @@ class RunRecord:
     variant: str                  # the row of the ladder: "CE", "SCE+CR" ...
     data: str                     # "digits-few:10"
     split: str                    # digest of the training images and labels
-    budget: dict                  # the `Budget`, as a dictionary
+    budget: dict                  # the `Budget` of the first stage, as a dictionary
     seed: int
     metrics: dict[str, float]     # "top1" and friends, on the test split
     method: dict = field(default_factory=dict)    # hyper-parameters
-    terms: dict[str, list] = field(default_factory=dict)  # loss terms over the run, thinned to at most 100 points each
-    source: dict[str, str] = field(default_factory=dict)  # hashes of the losses
+    terms: dict[str, list] = field(default_factory=dict)  # over the run, at most 100 points each
     device: str = "cpu"
-    seconds: float = 0.0
+    seconds: float = 0.0          # of training
     peak_memory: int = 0          # bytes
     versions: dict[str, str] = field(default_factory=dict)
     test_split: str = ""          # digest of the images it was measured on
     note: str = ""
     created: str = ""
-    start: str = ""               # initial weights, where they are not the recipe's: "imagenet"
+    later: list[dict] = field(default_factory=list)   # budgets of the later stages
+    changes: dict = field(default_factory=dict)       # readings that were set for this run
+    data_seed: int = 0            # of the subset or the long tail
+    processes: int = 1
+    behaviour: int = 0            # version of the pinned behaviour; 0: not noted
+    pins: list[str] = field(default_factory=list)     # what of it the record rests on
 
     @property
     def id(self) -> str:
-        "A file name: data, budget, initial weights if chosen, variant, seed."
-        start = f"-{self.start}" if self.start else ""
-        text = f"{self.data}-{self.budget.get('name', '')}{start}-{self.variant}-seed{self.seed}"
-        return "".join(c if c.isalnum() or c in "-." else "_" for c in text.replace("+", "_and_").replace(":", "-"))
+        "A file name: data, budget, changed readings, variant, seed."
+        parts = [self.data, self.budget.get("name", ""), *map("_".join, _texts(self.changes))]
+        if self.data_seed: parts.append(f"data{self.data_seed}")
+        return file_name("-".join([*parts, self.variant, f"seed{self.seed}"]))
 
     @property
-    def stale(self) -> bool:
-        "Whether the source of a loss has changed since the run."
-        return any(current_hash(name) != then for name, then in self.source.items())
+    def changed(self) -> str:
+        "Readings that were set, `lr 0.05, dim 64`; empty for the recipe's."
+        return ", ".join(map(" ".join, _texts(self.changes)))
+
+# %% ../nbs/toolkit/10_ledger.ipynb #5a1d0001
+def _texts(changes: dict) -> list[tuple[str, str]]:
+    return [(name, str(value)) for name, value in sorted(changes.items())]
+
+def file_name(text: str) -> str:
+    "`text` as a file's name: `SCE+CR` is `SCE_and_CR`."
+    text = text.replace("+", "_and_").replace(":", "-")
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in text)
 
 # %% ../nbs/toolkit/10_ledger.ipynb #0e4022c1
 def thin(values, points: int = 100) -> list[float]:
     "At most `points` means over consecutive stretches of `values`."
-    values, width = list(values), max(1, -(-len(values) // points))
-    return [float(f"{statistics.fmean(values[i:i + width]):.5g}") for i in range(0, len(values), width)]
+    values = list(values)
+    width = max(1, -(-len(values) // points))
+    means = (statistics.fmean(values[i:i + width]) for i in range(0, len(values), width))
+    return [float(f"{mean:.5g}") for mean in means]
+
+# %% ../nbs/toolkit/10_ledger.ipynb #5a1d0003
+SHARES = ("top1", "top5", "knn", "ncm", "ece", "gap", "many", "medium", "few", "worst_class",
+          "believed", "recovered", "class_", "subclass", "lighter", "empty")   # beginnings of names
+
+def check_metrics(metrics: dict):
+    "`ValueError` unless all are finite numbers, and shares are in [0, 1]."
+    if not isinstance(metrics, dict): raise ValueError("metrics must be a dictionary of numbers")
+    for name, value in metrics.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"metrics must be numbers, got {value!r} for {name}")
+        if not math.isfinite(value): raise ValueError(f"{name} must be finite, got {value}")
+        if name.startswith(SHARES) and not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {value}")
 
 # %% ../nbs/toolkit/10_ledger.ipynb #9cd304c3
 def runs_root(root=None) -> Path:
     "Where records are: the argument, `ARCBOOK_RUNS`, or `runs/` beside the package."
-    return Path(root or os.environ.get("ARCBOOK_RUNS") or Path(__file__).resolve().parent.parent / "runs")
+    chosen = root or os.environ.get("ARCBOOK_RUNS")
+    if chosen: return Path(chosen).expanduser()
+    return Path(arcbook.__file__).resolve().parent.parent / "runs"
 
 def versions() -> dict[str, str]:
-    "What the run depended on."
+    "What a run depends on: versions, threads, and the processor's instructions."
     from importlib.metadata import PackageNotFoundError, version
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "machine": platform.machine()}
     for package in ("arcbook", "torch", "torchvision", "numpy", "accelerate"):
         try: found[package] = version(package)
         except PackageNotFoundError: pass
-    if "torch" in sys.modules: found["threads"] = str(sys.modules["torch"].get_num_threads())  # they decide the order of sums
+    if torch := sys.modules.get("torch"):
+        found["threads"] = str(torch.get_num_threads())          # they decide the order of sums
+        found["instructions"] = torch.backends.cpu.get_cpu_capability()
     return found
 
 # %% ../nbs/toolkit/10_ledger.ipynb #9cdde7ea
 def save(record: RunRecord, root=None) -> Path:
     "Write `record` to `<root>/<paper>/<id>.json`; the path."
+    record.metrics = {k: getattr(v, "item", lambda v=v: v)() for k, v in record.metrics.items()}
+    check_metrics(record.metrics)
     record.versions = record.versions or versions()
     record.created = record.created or datetime.now(timezone.utc).strftime("%Y-%m-%d")
     path = runs_root(root) / record.paper / f"{record.id}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    text = json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n"
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)
     return path
 
 # %% ../nbs/toolkit/10_ledger.ipynb #d93087c4
 def load(path) -> RunRecord:
-    "Read one record; `ValueError` names a damaged file."
+    "Read one record; `ValueError` names a damaged file. Nothing that it names is imported or run."
     try:
-        record = RunRecord(**json.loads(Path(path).read_text(encoding="utf-8")))
-        if not all(isinstance(v, (int, float)) for v in record.metrics.values()): raise ValueError("metrics must be numbers")
-        if not isinstance(record.budget["name"], str) or not isinstance(record.source, dict): raise ValueError("budget or source is odd")
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        for name in ("source", "start"): found.pop(name, None)   # of version 0.1
+        record = RunRecord(**found)
+        _check_record(record)
         return record
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error: raise ValueError(f"{path} is not a run record: {error}") from error
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} is not a run record: {error}") from error
 
+# %% ../nbs/toolkit/10_ledger.ipynb #5a1d0005
+_KINDS = dict(paper=str, variant=str, data=str, split=str, budget=dict, seed=int, metrics=dict,
+              method=dict, terms=dict, versions=dict, changes=dict, behaviour=int, pins=list,
+              later=list, data_seed=int, processes=int, note=str)
+
+def _check_record(record: RunRecord):
+    for name, kind in _KINDS.items():
+        if not isinstance(getattr(record, name), kind):
+            raise ValueError(f"{name} must be of type {kind.__name__}")
+    if not isinstance(record.budget["name"], str): raise ValueError("budget must have a name")
+    check_metrics(record.metrics)
+
+# %% ../nbs/toolkit/10_ledger.ipynb #5a1d0006
 def load_all(paper: str | None = None, root=None) -> list[RunRecord]:
     "All records below `root`, of one paper or of all, in a stable order."
-    return [load(p) for p in sorted(runs_root(root).glob(f"{paper or '*'}/*.json"))]
+    found = sorted(runs_root(root).glob(f"{paper or '*'}/*.json"))
+    return [load(path) for path in found if path.name != FILE]
+
+# %% ../nbs/toolkit/10_ledger.ipynb #5a1d0008
+def state(record: RunRecord, root=None) -> str:
+    "`fresh`, `stale`, or `unknown` where no behaviour was noted."
+    folder = runs_root(root) / record.paper
+    file = folder / FILE
+    pinned = _pinned(folder, file.stat().st_mtime_ns if file.exists() else 0)
+    return state_of(record.behaviour, record.pins, pinned)
+
+@functools.lru_cache(maxsize=16)
+def _pinned(folder: Path, changed: int): return load_behaviour(folder)
 
 # %% ../nbs/toolkit/10_ledger.ipynb #8f7c21c3
 def spread(values) -> str:
@@ -128,35 +173,99 @@ def spread(values) -> str:
     return f"{statistics.fmean(values):.3f}{deviation} ({len(values)})"
 
 # %% ../nbs/toolkit/10_ledger.ipynb #aa52b409
-def cell(records, metric: str) -> str:
-    "The text of one cell of a table."
-    return spread(r.metrics[metric] for r in records) + (" †" if any(r.stale for r in records) else "")
+def cell(records, metric: str, root=None) -> str:
+    "The text of one cell of a table; stale records give it a dagger."
+    stale = any(state(r, root) == "stale" for r in records)
+    return spread(r.metrics[metric] for r in records) + " †" * stale
+
+def setting(record: RunRecord) -> tuple:
+    "The column of a record: data, budget, and changed readings if there are any."
+    return record.data, record.budget["name"], *filter(None, [record.changed])
 
 # %% ../nbs/toolkit/10_ledger.ipynb #5a0a00f3
 def table(
     paper: str,
     metric: str = "top1",       # which entry of `metrics`
-    settings=None,              # (data, budget) or (data, budget, initial weights) of each column; None: all there are
+    settings=None,              # (data, budget[, changes]) of each column; None: all
     variants=None,              # rows in this order; None: as found
     root=None,
     records=None,               # use these instead of reading files
 ):
-    "A pandas `DataFrame`: a row per variant, a column per setting, `spread` in the cells; stale ones carry a dagger."
+    "A pandas `DataFrame`: a row per variant, a column per setting, `spread` in the cells."
     import pandas as pd
-    records = [r for r in (load_all(paper, root) if records is None else records) if r.paper == paper]
-    settings = settings or list(dict.fromkeys((r.data, r.budget["name"], r.start) for r in records))
+    records = [r for r in (load_all(paper, root) if records is None else records)
+               if r.paper == paper]
+    settings = settings or list(dict.fromkeys(map(setting, records)))
     variants = variants or list(dict.fromkeys(r.variant for r in records))
     frame = pd.DataFrame(index=pd.Index(variants, name="method"))
-    for data, budget, *start in settings:
-        wanted = data, budget, *(start or [""])
-        here = [r for r in records if (r.data, r.budget["name"], r.start) == wanted and metric in r.metrics]
-        frame[", ".join(filter(None, wanted))] = [cell([r for r in here if r.variant == v], metric) for v in variants]
+    for wanted in map(tuple, settings):
+        here = [r for r in records if setting(r) == wanted and metric in r.metrics]
+        rows = [[r for r in here if r.variant == variant] for variant in variants]
+        frame[", ".join(wanted)] = [cell(row, metric, root) for row in rows]
     return frame
 
 # %% ../nbs/toolkit/10_ledger.ipynb #5136ec18
 def paired(records, variant: str, control: str, metric: str = "top1") -> list[float]:
     "Differences `variant - control` over the seeds that both have."
-    if len({(r.data, r.budget["name"], r.start) for r in records}) > 1:
-        raise ValueError("records must be of one data set, budget and start")
-    score = {(r.variant, r.seed): r.metrics[metric] for r in records if metric in r.metrics}
-    return [score[variant, s] - score[control, s] for v, s in sorted(score) if v == variant and (control, s) in score]
+    if len({setting(r) for r in records}) > 1:
+        raise ValueError("records must be of one data set, budget and set of changes")
+    score = {(r.variant, r.seed, r.data_seed): r.metrics[metric] for r in records
+             if metric in r.metrics}
+    both = sorted((seed, data) for v, seed, data in score if v == variant)
+    return [score[(variant, *seeds)] - score[(control, *seeds)] for seeds in both
+            if (control, *seeds) in score]
+
+# %% ../nbs/toolkit/10_ledger.ipynb #5a1d000a
+def interval(differences, level: float = 0.95) -> tuple[float, float]:
+    "Mean and half width of the t-interval of paired differences; of a single one NaN."
+    from scipy.stats import t
+    values = list(differences)
+    mean, n = statistics.fmean(values), len(values)
+    if n < 2: return mean, math.nan
+    return mean, float(t.ppf((1 + level) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+
+# %% ../nbs/toolkit/10_ledger.ipynb #5a1d000d
+class Claim(NamedTuple):
+    "What one expects of two variants."
+    variant: str
+    control: str
+    metric: str = "top1"
+    expected: int = 1      # sign of variant - control: 1, -1, or 0 for an open question
+
+class Verdict(NamedTuple):
+    "What paired runs say about a claim. Differences are in the metric's own unit."
+    claim: Claim
+    differences: tuple[float, ...]
+    mean: float
+    half: float            # half the 95 % interval of the mean
+    words: str
+
+# %% ../nbs/toolkit/10_ledger.ipynb #5a1d000e
+def judge(records, claim: Claim, least: int = 3) -> Verdict:
+    "The verdict on a claim; fewer than `least` seeds are too few to judge."
+    found = tuple(paired(records, claim.variant, claim.control, claim.metric))
+    if not found: return Verdict(claim, found, math.nan, math.nan, "not run yet")
+    mean, half = interval(found)
+    if len(found) < least: words = "too few to judge"
+    elif abs(mean) <= half: words = "not told apart"
+    elif claim.expected == 0: words = "clearly higher" if mean > 0 else "clearly lower"
+    else: words = "as expected" if mean * claim.expected > 0 else "the other way"
+    return Verdict(claim, found, mean, half, words)
+
+# %% ../nbs/toolkit/10_ledger.ipynb #5a1d000f
+def verdicts(records, claims):
+    "A pandas `DataFrame` with a row per claim that has runs: the paired difference, in points."
+    import pandas as pd
+    rows = []
+    for verdict in (judge(records, claim) for claim in claims):
+        d, (variant, control, metric, expected) = verdict.differences, verdict.claim
+        if not d: continue
+        half = "" if math.isnan(verdict.half) else f" ± {100 * verdict.half:.1f}"
+        up = f"{sum(x > 0 for x in d)} of {len(d)}"
+        rows.append({"variant": variant, "against": control, "metric": metric,
+                     "points, 95 %": f"{100 * verdict.mean:+.1f}{half}", "higher in": up,
+                     "expected": "?+-"[expected], "verdict": verdict.words})
+    return pd.DataFrame(rows)
+
+# %% ../nbs/toolkit/10_ledger.ipynb #5affffff
+def sources(*names): return {}   # until the last chapter is split
