@@ -437,4 +437,15 @@ def draw_rungs(records, out, variants: tuple[str, ...], array: str):
     return fig
 
 # %% ../nbs/toolkit/11_experiments.ipynb #e1ffffff
-def Experiment(*args, **kwargs): return None   # until the last chapter is split
+@dataclass(frozen=True)
+class Experiment:   # until the last chapter is split
+    key: str
+    title: str
+    chapter: str
+    data: str
+    variants: tuple
+    train: Callable
+    combine: Any = None
+    shorthand: Any = None
+    rows: tuple = ()
+    start: Any = None
