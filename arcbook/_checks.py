@@ -113,6 +113,8 @@ def check_lam(lam, length: int):
 KINDS = {
     "floating point": lambda x: x.is_floating_point(),
     "integers": lambda x: not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool),
+    "integers or booleans": lambda x: not (x.is_floating_point() or x.is_complex()),
+    "real numbers": lambda x: not x.is_complex(),
 }
 
 def fits(x: Tensor, shape: tuple) -> bool:

@@ -5,59 +5,53 @@
 # %% ../nbs/toolkit/02_memory.ipynb #f020b167
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 from torch import Tensor, nn
 
-from .contrast import check_embeddings, check_labels, gather_with_gradient, normalize, values_readable
+from ._checks import (check_count, check_embeddings, check_finite, check_labels, check_share,
+                             check_tensor, is_count)
+from .contrast import gather_with_gradient, normalize
 
 # %% auto #0
-__all__ = ['ring_slots', 'is_count', 'field_spec', 'check_rows', 'RingBuffer', 'MemoryQueue', 'mean_centroids', 'later_in_class',
-           'ema_centroids', 'ClassCentroids', 'all_samples']
+__all__ = ['MemoryQueue', 'mean_centroids', 'ema_centroids', 'ClassCentroids']
 
 # %% ../nbs/toolkit/02_memory.ipynb #732bd5e3
-def ring_slots(pointer: Tensor, size: int, n: int) -> tuple[Tensor, int]:
+def _ring_slots(pointer: Tensor, size: int, n: int) -> tuple[Tensor, int]:
     "Slots of the rows of a batch of `n` that are kept, and how many rows before them are not."
     skipped = max(n - size, 0)
     return (pointer + torch.arange(skipped, n, device=pointer.device)) % size, skipped
 
 # %% ../nbs/toolkit/02_memory.ipynb #8cf84d6f
-def is_count(n) -> bool: return isinstance(n, Integral) and not isinstance(n, bool) and n > 0
-
-def field_spec(name: str, spec) -> tuple[tuple[int, ...], torch.dtype]:
-    "Shape of one row, and dtype: a width or a shape means float32, a dtype alone means one number a row."
-    shape, dtype = spec if isinstance(spec, tuple) and isinstance(spec[-1], torch.dtype) else (spec, torch.float32)
+def _field_spec(name: str, spec) -> tuple[tuple[int, ...], torch.dtype]:
+    "Shape of one row, and dtype: a width or a shape means float32, a dtype alone one number a row."
+    pair = isinstance(spec, tuple) and isinstance(spec[-1], torch.dtype)
+    shape, dtype = spec if pair else (spec, torch.float32)
     if isinstance(spec, torch.dtype): shape, dtype = (), spec
     if is_count(shape): shape = (shape,)
-    if not (isinstance(shape, (tuple, list)) and all(map(is_count, shape))):
-        raise ValueError(f"{name} must be a width, a shape, a dtype or a pair (shape, dtype), got {spec!r}")
-    return tuple(shape), dtype
+    if isinstance(shape, (tuple, list)) and all(map(is_count, shape)): return tuple(shape), dtype
+    raise ValueError(f"{name} must be a width, a shape, a dtype or a pair (shape, dtype), "
+                     f"got {spec!r}")
 
 # %% ../nbs/toolkit/02_memory.ipynb #51927b76
-def check_rows(fields: dict, rows: dict[str, Tensor]):
-    "Raise `ValueError` unless `rows` has exactly the `fields`, in their shapes and kinds of number."
-    if rows.keys() != fields.keys(): raise ValueError(f"update needs the fields {sorted(fields)}, got {sorted(rows)}")
-    n = None
+def _check_rows(fields: dict, rows: dict[str, Tensor]):
+    "Exactly the `fields`, equally many rows of each, in its shape and its kind of number."
+    if rows.keys() != fields.keys():
+        raise ValueError(f"update needs the fields {sorted(fields)}, got {sorted(rows)}")
+    first = rows[next(iter(fields))]
+    n = len(first) if isinstance(first, Tensor) and first.ndim else "n"
     for name, (shape, dtype) in fields.items():
-        x = rows[name]
-        if not isinstance(x, Tensor) or x.ndim == 0: raise ValueError(f"{name} must be a tensor of rows, got {x!r}")
-        n = len(x) if n is None else n
-        if x.shape != (n, *shape): raise ValueError(f"{name} must have shape {[n, *shape]}, got {list(x.shape)}")
-        if x.is_floating_point() and not dtype.is_floating_point:
-            raise ValueError(f"{name} must be {dtype}, got {x.dtype}")
-        if x.is_floating_point() and values_readable(x) and not x.isfinite().all():
-            raise ValueError(f"{name} must be finite, got NaN or inf")
+        kind = "real numbers" if dtype.is_floating_point else "integers or booleans"
+        x = check_tensor(name, rows[name], (n, *shape), kind)
+        if x.is_floating_point(): check_finite(name, x)
 
 # %% ../nbs/toolkit/02_memory.ipynb #0e4022c1
-class RingBuffer(nn.Module):
-    "Slots for the rows of named fields, and how many are filled; `ring[name]` is a view of the filled ones."
+class _RingBuffer(nn.Module):
+    "Slots for the rows of named fields; `ring[name]` is a view of those that are filled."
     def __init__(self, size: int, **fields):
         super().__init__()
-        if not is_count(size): raise ValueError(f"size must be an integer > 0, got {size!r}")
-        if not fields: raise ValueError("fields must name at least one thing to store, such as keys=128")
-        self.size, self.known = size, None
-        self.fields = {name: field_spec(name, spec) for name, spec in fields.items()}
+        if not fields: raise ValueError("fields must name what is to be stored, such as keys=128")
+        self.size, self.known = check_count("size", size), None
+        self.fields = {name: _field_spec(name, spec) for name, spec in fields.items()}
         for name, (shape, dtype) in self.fields.items():
             self.register_buffer(f"stored_{name}", torch.zeros(size, *shape, dtype=dtype))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
@@ -66,47 +60,50 @@ class RingBuffer(nn.Module):
     def __len__(self) -> int:
         if torch.compiler.is_compiling() and self.known: return self.known[2]
         fresh = self.known and self.known[0] is self.valid and self.known[1] == self.valid._version
-        if not fresh or self.valid.device.type == "cpu": self.remember(int(self.valid))
+        if not fresh or self.valid.device.type == "cpu":
+            self.known = self.valid, self.valid._version, int(self.valid)
         return self.known[2]
 
-    def remember(self, filled: int):
-        "Note that `valid`, as it is now, holds `filled`."
-        self.known = self.valid, self.valid._version, filled
-
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self.fields: raise KeyError(f"{name!r} is not a field; there are {sorted(self.fields)}")
-        return getattr(self, f"stored_{name}")[:len(self)]
+        if name in self.fields: return getattr(self, f"stored_{name}")[:len(self)]
+        raise KeyError(f"{name!r} is not a field; there are {sorted(self.fields)}")
+
+    @torch.no_grad()
+    def fill(self, **content):
+        "Fill all slots, each field with a tensor [size, ...] or a number; others stay as they are."
+        self.valid.fill_(self.size)
+        for name, x in content.items(): self[name].copy_(torch.as_tensor(x))
 
 # %% ../nbs/toolkit/02_memory.ipynb #9cd304c3
-class MemoryQueue(RingBuffer):
-    "A first-in-first-out queue of the last `size` rows: `queue.update(keys=...)` writes, `queue[\"keys\"]` reads."
+class MemoryQueue(_RingBuffer):
+    "The last `size` rows, first in, first out: `update(keys=...)` writes, `queue[\"keys\"]` reads."
     def __init__(
-        self,
-        size: int,                         # K, slots
-        *,
-        gather_distributed: bool = False,  # write the rows of all processes; each must bring equally many
-        **fields,                          # name = width (float32), dtype (one number a row), or (shape, dtype)
+        self, size: int, *,                # K, slots
+        gather_distributed: bool = False,  # write the rows of all processes, equally many from each
+        **fields,                          # name = width (float32), dtype, or (shape, dtype)
     ):
         super().__init__(size, **fields)
         self.gather_distributed = gather_distributed
 
     @torch.no_grad()
     def update(self, **rows: Tensor):
-        "Write one batch, all fields, [n, ...] each, any n. Call it after `backward`: views of the queue change too."
-        check_rows(self.fields, rows)
-        if self.gather_distributed: rows = {name: gather_with_gradient(x.detach()) for name, x in rows.items()}
+        "Write a batch, all fields, [n, ...] each, any n; after `backward`, since views change too."
+        _check_rows(self.fields, rows)
+        if self.gather_distributed:
+            rows = {name: gather_with_gradient(x.detach()) for name, x in rows.items()}
         n = len(next(iter(rows.values())))
-        slots, skipped = ring_slots(self.pointer, self.size, n)
+        slots, skipped = _ring_slots(self.pointer, self.size, n)
         for name, x in rows.items():
             stored = getattr(self, f"stored_{name}")
             stored.index_copy_(0, slots, x[skipped:].to(stored))
         filled = min(len(self) + n, self.size)
         self.valid.add_(n).clamp_(max=self.size)
-        self.remember(filled)
+        self.known = self.valid, self.valid._version, filled
         self.pointer.add_(n).remainder_(self.size)
 
     def extra_repr(self) -> str:
-        return ", ".join([str(self.size)] + [f"{name}={spec}" for name, spec in self.fields.items()])
+        fields = (f"{name}={spec}" for name, spec in self.fields.items())
+        return ", ".join([str(self.size), *fields])
 
 # %% ../nbs/toolkit/02_memory.ipynb #9cdde7ea
 def mean_centroids(
@@ -119,8 +116,8 @@ def mean_centroids(
     return normalize(z.new_zeros(num_classes, z.shape[1]).index_add_(0, labels, z))
 
 # %% ../nbs/toolkit/02_memory.ipynb #d93087c4
-def later_in_class(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    "For each sample, how many of its class follow it in the batch [B]; and the samples per class [num_classes]."
+def _later_in_class(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    "For each sample how many of its class follow it [B]; and the samples per class [num_classes]."
     counts = labels.new_zeros(num_classes).index_add_(0, labels, torch.ones_like(labels))
     order = labels.argsort(stable=True)
     place = torch.arange(len(labels), device=labels.device)
@@ -135,26 +132,22 @@ def ema_centroids(
     labels: Tensor,      # [B]
     momentum: float,     # m
 ) -> Tensor:             # [C, D]
-    "Each sample pulls the centroid of its class, one after the other; then the centroids that moved are normalised."
+    "Each sample pulls the centroid of its class, one after the other; those moved are normalised."
     z = normalize(embeddings.to(centroids.dtype))
-    later, counts = later_in_class(labels, len(centroids))
-    kept, weights = momentum ** counts.to(z.dtype), (1 - momentum) * momentum ** later.to(z.dtype)
+    later, counts = _later_in_class(labels, len(centroids))
+    kept = momentum ** counts.to(z.dtype)                              # of the old centroid
+    weights = (1 - momentum) * momentum ** later.to(z.dtype)           # of each sample
     moved = normalize((kept[:, None] * centroids).index_add(0, labels, weights[:, None] * z))
     return torch.where(moved.any(1, keepdim=True) & (counts > 0)[:, None], moved, centroids)
 
 # %% ../nbs/toolkit/02_memory.ipynb #5a0a00f3
 class ClassCentroids(nn.Module):
-    "A unit vector per class, `.centroids` [num_classes, dim]; a class without samples has zeros and is not `.seen`."
-    def __init__(
-        self,
-        num_classes: int,                  # C
-        dim: int,                          # d
-        momentum: float = 0.99,            # m, per sample
-        gather_distributed: bool = False,  # use the samples of all processes; each must bring equally many
-    ):
+    "A unit vector per class, `.centroids` [num_classes, dim]; zeros for a class not `.seen` yet."
+    def __init__(self, num_classes: int, dim: int, momentum: float = 0.99,   # C, d, m per sample
+                 gather_distributed: bool = False):  # use all processes' samples, as many from each
         super().__init__()
-        if not 0 <= momentum <= 1: raise ValueError(f"momentum must be in [0, 1], got {momentum}")
-        self.momentum, self.gather_distributed = momentum, gather_distributed
+        self.momentum = check_share("momentum", momentum)
+        self.gather_distributed = gather_distributed
         self.register_buffer("centroids", torch.zeros(num_classes, dim))
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.long))
 
@@ -163,21 +156,23 @@ class ClassCentroids(nn.Module):
 
     @torch.no_grad()
     def update(self, embeddings: Tensor, labels: Tensor):
-        "Move by `ema_centroids` over a batch [B, dim], [B]. Call it after the loss, with embeddings of clean images."
-        z, y = all_samples(self, embeddings, labels)
+        "Move over a batch of clean images, [B, dim] and [B]. Call it after the loss."
+        z, y = _all_samples(self, embeddings, labels)
         self.centroids.copy_(ema_centroids(self.centroids, z, y, self.momentum))
-        self.counts += later_in_class(y, len(self.counts))[1]
+        self.counts += _later_in_class(y, len(self.counts))[1]
 
     @torch.no_grad()
     def from_dataset(self, embeddings: Tensor, labels: Tensor):
-        "Set to `mean_centroids` of a data set [N, dim], [N], forgetting what was there; returns self."
-        z, y = all_samples(self, embeddings, labels)
+        "Set to `mean_centroids` of a data set, [N, dim] and [N], and forget the old; returns self."
+        z, y = _all_samples(self, embeddings, labels)
         self.centroids.copy_(mean_centroids(z, y, len(self.counts)))
-        self.counts.copy_(later_in_class(y, len(self.counts))[1])
+        self.counts.copy_(_later_in_class(y, len(self.counts))[1])
         return self
 
+    def extra_repr(self) -> str: return f"{list(self.centroids.shape)}, momentum={self.momentum}"
+
 # %% ../nbs/toolkit/02_memory.ipynb #aa52b409
-def all_samples(memory: ClassCentroids, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _all_samples(memory: ClassCentroids, embeddings, labels) -> tuple[Tensor, Tensor]:
     "Checked samples without gradient, of all processes if asked, where the centroids are."
     num_classes, dim = memory.centroids.shape
     check_embeddings("embeddings", embeddings, width=dim)

@@ -2,12 +2,13 @@
 import copy
 from collections import deque
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from arcbook.contrast import normalize
-from arcbook.memory import ClassCentroids, MemoryQueue, ema_centroids, later_in_class, mean_centroids
+from arcbook.memory import ClassCentroids, MemoryQueue, ema_centroids, _later_in_class, mean_centroids
 
 
 def oldest_first(queue, name):
@@ -198,7 +199,7 @@ def test_closed_form_equals_the_loop(momentum, dtype, tolerance):
 
 def test_later_in_class_equals_counting():
     y = torch.randint(0, 6, (100,), generator=torch.Generator().manual_seed(0))
-    later, counts = later_in_class(y, 7)
+    later, counts = _later_in_class(y, 7)
     assert later.tolist() == [(y[i + 1:] == y[i]).sum().item() for i in range(100)]
     assert torch.equal(counts, torch.bincount(y, minlength=7))
 
@@ -307,3 +308,23 @@ def test_two_processes_hold_what_one_would(tmp_path):
 
 def test_gather_without_a_process_group_is_nothing_special():
     assert all(torch.equal(v, fill(False)[k]) for k, v in fill(True).items())
+
+
+def test_fill_starts_with_content_in_every_slot():
+    queue = MemoryQueue(5, keys=2, labels=torch.long, images=torch.long)
+    queue.update(keys=torch.ones(3, 2), labels=torch.arange(3), images=torch.arange(3))
+    keys = torch.randn(5, 2)
+    queue.fill(keys=keys, images=-1)
+    assert len(queue) == 5 and queue.valid == 5 and torch.equal(queue["keys"], keys) and queue["images"].tolist() == [-1] * 5
+    assert queue["labels"].tolist() == [0, 1, 2, 0, 0]                        # what is not named stays
+    again = MemoryQueue(5, keys=2, labels=torch.long, images=torch.long)
+    again.load_state_dict(queue.state_dict())
+    assert len(again) == 5 and torch.equal(again["keys"], keys)
+    with pytest.raises(KeyError, match="values"): queue.fill(values=0)
+
+
+def test_memories_name_their_settings_and_take_numpy_numbers():
+    assert "(8, keys=((2,), torch.float32))" in repr(MemoryQueue(np.int64(8), keys=np.int64(2)))
+    memory = ClassCentroids(3, 4, np.float32(0.5))
+    assert "[3, 4], momentum=0.5" in repr(memory) and type(memory.momentum) is float
+    assert ClassCentroids(3, 4, torch.tensor(0.25)).momentum == 0.25
