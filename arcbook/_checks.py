@@ -86,14 +86,14 @@ def is_count(n) -> bool: return is_whole(n) and n > 0
 
 def check_whole(name: str, n, least: int = 1, most: int | None = None):
     "A whole number that is large enough and not too large"
-    if is_whole(n) and n >= least and (most is None or n <= most): return n
+    if is_whole(n) and n >= least and (most is None or n <= most): return int(n)
     wanted = f">= {least}" if most is None else f"in {least}..{most}"
     if not is_whole(n): wanted = f"a whole number {wanted}"
     raise ValueError(f"{name} must be {wanted}, got {got(n)}")
 
 def check_count(name: str, n, most: int | None = None):
     "A whole number above 0"
-    if is_count(n) and (most is None or n <= most): return n
+    if is_count(n) and (most is None or n <= most): return int(n)
     wanted = "> 0" if most is None else f"in 1..{most}"
     raise ValueError(f"{name} must be an integer {wanted}, got {n!r}")
 

@@ -28,7 +28,8 @@ def _field_spec(name: str, spec) -> tuple[tuple[int, ...], torch.dtype]:
     shape, dtype = spec if pair else (spec, torch.float32)
     if isinstance(spec, torch.dtype): shape, dtype = (), spec
     if is_count(shape): shape = (shape,)
-    if isinstance(shape, (tuple, list)) and all(map(is_count, shape)): return tuple(shape), dtype
+    if isinstance(shape, (tuple, list)) and all(map(is_count, shape)):
+        return tuple(map(int, shape)), dtype
     raise ValueError(f"{name} must be a width, a shape, a dtype or a pair (shape, dtype), "
                      f"got {spec!r}")
 
