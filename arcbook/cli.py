@@ -5,7 +5,7 @@
 # %% ../nbs/toolkit/12_cli.ipynb #f020b167
 from __future__ import annotations
 
-import importlib, os, re, shutil, subprocess, sys, time
+import os, re, shutil, subprocess, sys, time
 from pathlib import Path
 from typing import Optional
 
@@ -15,65 +15,72 @@ from typer import Abort, Argument, Exit, Option
 import arcbook
 
 # %% auto #0
-__all__ = ['PAPERS', 'BUDGETS', 'app', 'experiment_of', 'output_folder', 'save_figures', 'run', 'agree', 'conclude',
-           'chosen_recipes', 'data', 'list_', 'open_', 'main']
+__all__ = ['PAPERS', 'ABOUT', 'app', 'ROOT_HELP', 'lab_named', 'output_folder', 'save_figures', 'run', 'agree', 'conclude',
+           'chosen_recipes', 'data', 'list_', 'records', 'open_', 'main']
 
 # %% ../nbs/toolkit/12_cli.ipynb #732bd5e3
-PAPERS = {
-    "attract-repulse": "arcbook.papers.attract_repulse",
-    "ad-net": "arcbook.papers.ad_net",
-    "iccl": "arcbook.papers.iccl",
-    "clim": "arcbook.papers.clim",
-    "cone": "arcbook.papers.cone",
-}
+PAPERS = ("attract-repulse", "ad-net", "iccl", "clim", "cone")
 
-BUDGETS = {
+ABOUT = {
     "smoke": "seconds: does everything run?",
     "cpu": "minutes on two cores: real curves and pictures (default)",
-    "gpu": "full size (for each paper see its chapter): hours, needs a GPU",
+    "gpu": "full size (for each paper see its laboratory): hours, needs a GPU",
 }
 
 # %% ../nbs/toolkit/12_cli.ipynb #8cf84d6f
-def experiment_of(paper: str):
-    "The `Experiment` of a paper by its name on the command line; underscores are fine too."
-    name = paper.replace("_", "-")
-    if name not in PAPERS: raise ValueError(f"paper must be one of {', '.join(PAPERS)}, got {paper!r}")
-    return importlib.import_module(PAPERS[name]).EXPERIMENT
+def lab_named(paper: str):
+    "The laboratory of a paper by its name on the command line; underscores and capitals are fine."
+    from arcbook.probes import lab_of
+    name = paper.lower().replace("_", "-")
+    if name not in PAPERS:
+        raise ValueError(f"paper must be one of {', '.join(PAPERS)}, got {paper!r}")
+    return lab_of(name.replace("-", "_"))
 
 # %% ../nbs/toolkit/12_cli.ipynb #51927b76
 def output_folder(out, resume: bool, name: str) -> Path:
-    "A folder for a run called `name`; `ValueError` when results would be overwritten."
+    "A folder for a run called `name`, made here; `ValueError` when results would be overwritten."
     if out is not None:
-        out = Path(out)
-        if out.exists() and not out.is_dir(): raise ValueError(f"--out must be a folder, got the file {out}")
+        out = Path(out).expanduser()
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"--out must be a folder, got the file {out}")
         if out.exists() and any(out.iterdir()) and not resume:
-            raise ValueError(f"{out} already holds files: add --resume to continue there, or choose another --out")
+            raise ValueError(f"{out} already holds files: add --resume to continue there, "
+                             "or choose another --out")
         return out
     root, name = Path("arcbook-runs"), name.replace(":", "-")
-    numbers = [p.name.rpartition("-run")[2] for p in root.glob(f"{name}-run*")]
+    numbers = [path.name.rpartition("-run")[2] for path in root.glob(f"{name}-run*")]
     last = max((int(n) for n in numbers if n.isdigit()), default=0)
-    number = max(last, 1) if resume else last + 1
-    return root / f"{name}-run{number}"
+    return root / f"{name}-run{last}" if resume and last else _first_free(root / name, last + 1)
+
+# %% ../nbs/toolkit/12_cli.ipynb #c1100001
+def _first_free(stem: Path, number: int) -> Path:
+    "The first `stem-runN` that nobody has; making it is what makes it ours."
+    while True:
+        folder = stem.with_name(f"{stem.name}-run{number}")
+        try: folder.mkdir(parents=True)
+        except FileExistsError: number += 1
+        else: return folder
 
 # %% ../nbs/toolkit/12_cli.ipynb #aa52b409
-def save_figures(experiment, records, out: Path) -> list[Path]:
-    "The ladder and, where the runs kept embeddings, a map of the first and the last rung; needs the `book` extra."
+def save_figures(lab, records, out: Path) -> list[Path]:
+    "The ladder, and the pictures that the laboratory adds; needs the `book` extra."
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from arcbook import experiments, geometry
     geometry.style()
-    folder = Path(out) / "figures"
+    folder, paths = Path(out) / "figures" / lab.key, []
     folder.mkdir(parents=True, exist_ok=True)
-    ax = experiments.draw_ladder(records, experiment.rows, title=f"{experiment.title} on {records[0].data}")
-    ax.figure.savefig(folder / "ladder.png", dpi=120, bbox_inches="tight")
-    plt.close(ax.figure)
-    paths = [folder / "ladder.png"]
-    for draw in getattr(importlib.import_module(f"arcbook.papers.{experiment.key}"), "FIGURES", ()):
-        figure = draw(records, out)
-        figure.savefig(folder / f"{draw.__name__.removeprefix('draw_')}.png", dpi=120, bbox_inches="tight")
+    title = f"{lab.title} on {records[0].data}"
+    ladder = experiments.draw_ladder(records, lab.rows or tuple(lab.variants), title=title)
+    drawn = {"ladder": lambda: ladder.figure}
+    drawn |= {draw.__name__.strip("_").removeprefix("draw_"): lambda draw=draw: draw(records, out)
+              for draw in lab.figures}
+    for name, draw in drawn.items():
+        figure, path = draw(), folder / f"{name}.png"
+        figure.savefig(path, dpi=120, bbox_inches="tight")
         plt.close(figure)
-        paths.append(folder / f"{draw.__name__.removeprefix('draw_')}.png")
+        paths.append(path)
     return paths
 
 # %% ../nbs/toolkit/12_cli.ipynb #0e4022c1
@@ -84,25 +91,47 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 @app.command()
 def run(
     paper: str = Argument(help=f"Which paper: {', '.join(PAPERS)}."),
-    data: Optional[str] = Option(None, help="Data set, see `arcbook list`. The default needs no download."),
-    budget: str = Option("cpu", help="smoke (seconds), cpu (minutes) or gpu (full size)."),
+    data: Optional[str] = Option(None, help="Data set, see `arcbook list`. Default: no download."),
+    budget: Optional[str] = Option(None, help="smoke (seconds), cpu (minutes) or gpu (full size)."),
     seeds: int = Option(3, min=1, help="How often each variant is trained."),
-    out: Optional[Path] = Option(None, help="Folder for what a run leaves. Default: a new one below arcbook-runs/."),
+    out: Optional[Path] = Option(None, help="Folder for what a run leaves. Default: a new one."),
     resume: bool = Option(False, "--resume", help="Continue an interrupted run."),
-    weights: Optional[str] = Option(None, help="Initial weights (ad-net): imagenet, own:DATA, none, or a file."),
+    variants: Optional[str] = Option(None, help="Some rungs, by name, with commas between."),
+    changes: Optional[list[str]] = Option(None, "--set", metavar="NAME=VALUE",
+                                          help="Vary a reading; may be repeated."),
+    resample: bool = Option(False, "--resample", help="Draw subsets anew for every seed."),
+    weights: Optional[str] = Option(None, help="Initial weights (ad-net); same as --set weights=."),
 ):
-    "Train a paper's method beside its controls, over several seeds, and print what each part of it brings."
-    from arcbook.experiments import is_main_process, resolve, run_ladder
-    experiment = experiment_of(paper)
-    if budget not in BUDGETS: raise ValueError(f"--budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
-    name, started = resolve(experiment, data), time.time()
-    out = agree(lambda: output_folder(out, resume, f"{experiment.key.replace('_', '-')}-{name}-{budget}"))
+    "Train a paper's method beside its controls and print what each part of it brings."
+    from arcbook.experiments import check_variants, is_main_process, resolve, run_ladder
+    from arcbook.readings import parse_changes
+    from arcbook.training import budget_name
+    lab, started, budget = lab_named(paper), time.time(), budget or budget_name()
+    if budget not in ABOUT:
+        raise ValueError(f"--budget must be one of {', '.join(ABOUT)}, got {budget!r}")
+    asked = [*(changes or []), *([f"weights={weights}"] if weights else [])]
+    varied, name = parse_changes(lab.readings, asked), resolve(lab, data)
+    chosen = check_variants(lab, _rungs(lab, variants))
+    label = f"{lab.key.replace('_', '-')}-{name}-{budget}"
+    out = agree(lambda: output_folder(out, resume, label))
     say = print if is_main_process() else (lambda *a, **k: None)
-    say(f"{experiment.title}\n{name} at the {budget} budget, {len(experiment.variants)} variants x "
-        f"{seeds} seed{'s' * (seeds > 1)} -> {out}\n", flush=True)
-    records = run_ladder(experiment, name, budget, seeds, out, weights=weights,
+    say(f"{lab.title}\n{name} at the {budget} budget, {len(chosen)} variants x {seeds} "
+        f"seed{'s' * (seeds > 1)} -> {out}\n", flush=True)
+    records = run_ladder(lab, name, budget, seeds, out, chosen, varied, resample,
                          report=lambda line: say(line, flush=True))
-    if is_main_process(): conclude(experiment, records, out, paper, time.time() - started)
+    if is_main_process(): conclude(lab, records, out, paper, time.time() - started)
+
+# %% ../nbs/toolkit/12_cli.ipynb #c1100002
+def _rungs(lab, text: str | None) -> list[str] | None:
+    "Names of rungs between commas. A rung's own name may hold a comma: the longest names win."
+    if text is None: return None
+    found, rest = [], text
+    while rest := rest.strip(" ,"):
+        fits = [name for name in lab.variants if rest == name or rest.startswith(name + ",")]
+        name = max(fits, key=len, default=rest.split(",")[0])
+        found.append(name)
+        rest = rest[len(name):]
+    return found
 
 # %% ../nbs/toolkit/12_cli.ipynb #76f8e00f
 def agree(choose):
@@ -112,21 +141,23 @@ def agree(choose):
     from arcbook.training import make_accelerator
     box = [None, None]
     try: box[0] = choose() if make_accelerator().is_main_process else None
-    except ValueError as error: box[1] = str(error)             # the others must hear of it, or they wait for ever
+    except ValueError as error: box[1] = str(error)       # the others must hear of it, or wait on
     chosen, refused = broadcast_object_list(box)
     if refused: raise ValueError(refused)
     return chosen
 
 # %% ../nbs/toolkit/12_cli.ipynb #9cdde7ea
-def conclude(experiment, records, out: Path, paper: str, seconds: float):
+def conclude(lab, records, out: Path, paper: str, seconds: float):
     "Print the ladder and where everything is."
     from arcbook.ledger import spread
     print(f"\n{'method':<31}top-1 accuracy: mean ± standard deviation (seeds)")
-    for row in experiment.rows or experiment.variants:
+    found = {r.variant for r in records}
+    for row in (row for row in lab.rows or lab.variants if row in found):
         print(f"{row:<31}{spread(r.metrics['top1'] for r in records if r.variant == row)}")
-    print(f"\nrecords  {out / experiment.key} ({len(records)} files)\ntime     {seconds:.0f} s")
-    try: print("figures  " + "\n         ".join(map(str, save_figures(experiment, records, out))))
-    except ImportError as error: print(f"no figures: {error.name} is missing; pip install 'arcbook[book]' brings it")
+    print(f"\nrecords  {out / lab.key} ({len(records)} files)\ntime     {seconds:.0f} s")
+    try: print("figures  " + "\n         ".join(map(str, save_figures(lab, records, out))))
+    except ImportError as error:
+        print(f"no figures: {error.name} is missing; pip install 'arcbook[book]' brings it")
     except (ValueError, OSError) as error: print(f"no figures: {error}")
     print(f"\nNext: the chapter that explains every line\n  arcbook open {paper}")
 
@@ -142,19 +173,22 @@ def chosen_recipes(names):
         if name not in known and getattr(DATASETS.get(name), "kind", "") == "built in":
             raise ValueError(f"{name} is part of the installation and needs no download")
         if name not in known:
-            raise ValueError(f"NAME must be one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
+            raise ValueError(f"NAME must be one of {', '.join(known)}, "
+                             f"got {name!r}{nearest(name, known)}")
         chosen[name] = known[name]
     return list(chosen.values())
 
 # %% ../nbs/toolkit/12_cli.ipynb #8f7c21c3
+ROOT_HELP = "Where data sets are. Default: ARCBOOK_DATA or ~/.cache/arcbook."
+
 @app.command()
 def data(
     names: list[str] = Argument(metavar="NAME...", help="Which data sets, see `arcbook list`."),
-    root: Optional[Path] = Option(None, help="Where data sets are. Default: ARCBOOK_DATA or ~/.cache/arcbook."),
-    verify: bool = Option(False, "--verify", help="Compare what is prepared with its hashes; fetch nothing."),
+    root: Optional[Path] = Option(None, help=ROOT_HELP),
+    verify: bool = Option(False, "--verify", help="Compare with the hashes; fetch nothing."),
     dry_run: bool = Option(False, "--dry-run", help="Say what would be done; write nothing."),
     source: Optional[list[Path]] = Option(None, "--from", metavar="PATH",
-                                          help="Your own archive, or a folder with the archives; may be repeated."),
+                                          help="Your own archive or a folder; may be repeated."),
 ):
     "Fetch, check and prepare data sets."
     from arcbook.download import obtain_all
@@ -162,31 +196,92 @@ def data(
 
 # %% ../nbs/toolkit/12_cli.ipynb #5a0a00f3
 @app.command("list")
-def list_(root: Optional[Path] = Option(None, help="Where data sets are. Default: ARCBOOK_DATA or ~/.cache/arcbook.")):
+def list_(root: Optional[Path] = Option(None, help=ROOT_HELP)):
     "List papers, data sets (found, missing or damaged) and budgets."
     from arcbook.datasets import available, data_root
     print("papers")
-    for name in PAPERS: print(f"  {name:<18}{experiment_of(name).title}")
+    for name in PAPERS: print(f"  {name:<18}{lab_named(name).title}")
     print(f"\ndata sets (in {data_root(root)}; set ARCBOOK_DATA to look elsewhere)")
-    rows = available(root)
-    for row in rows: print(f"  {row.name:<18}{row.state:<9}{row.kind}")
+    for row in available(root): print(f"  {row.name:<18}{row.state:<9}{row.kind}")
     print("  arcbook data NAME fetches a missing one and repairs a damaged one")
-    print("  any of them also as NAME-few:50 (50 images per class) or NAME-lt:100 (long tail, imbalance 100)")
+    print("  any of them also as NAME-few:50 (50 images per class) "
+          "or NAME-lt:100 (long tail, imbalance 100)")
     print("\nbudgets")
-    for name, text in BUDGETS.items(): print(f"  {name:<18}{text}")
+    for name, text in ABOUT.items(): print(f"  {name:<18}{text}")
+
+# %% ../nbs/toolkit/12_cli.ipynb #c1100004
+@app.command()
+def records(
+    paper: Optional[str] = Argument(None, help="One paper; all if left out."),
+    check: bool = Option(False, "--check", help="Run the probes: does the code behave as pinned?"),
+    strict: bool = Option(False, "--strict", help="With --check: another torch is an error too."),
+    pin: Optional[str] = Option(None, metavar="REASON",
+                                help="Pin today's behaviour; the reason is kept."),
+    root: Optional[Path] = Option(None, help="Where records are. Default: ARCBOOK_RUNS or runs/."),
+):
+    "List records by state: fresh, stale, or unknown. Check or renew the behaviour they rest on."
+    keys = _keys(paper)
+    if pin is not None:
+        for key in keys: _pin(key, pin, root)
+    for key in keys: _list_states(key, root)
+    if check: raise Exit(max([_check(key, strict, root) for key in keys]))
+
+# %% ../nbs/toolkit/12_cli.ipynb #c1100005
+def _keys(paper: str | None) -> list[str]:
+    "Folders of `runs/`: all papers and what they share, or one."
+    every = ["toolkit", *(name.replace("-", "_") for name in PAPERS)]
+    if paper is None: return every
+    return ["toolkit"] if paper == "toolkit" else [lab_named(paper).key]
+
+def _list_states(key: str, root):
+    from arcbook import ledger
+    found = [(ledger.state(r, root), r) for r in ledger.load_all(key, root)]
+    counts = {s: sum(state == s for state, _ in found) for s in ("fresh", "stale", "unknown")}
+    if found: print(f"{key:<16}" + ", ".join(f"{n} {state}" for state, n in counts.items() if n))
+    stale = {(r.data, r.budget["name"], r.variant) for state, r in found if state == "stale"}
+    for row in sorted(stale): print("  stale: " + ", ".join(row))
+
+def _pin(key: str, reason: str, root):
+    from arcbook.probes import pin_behaviour
+    entry = pin_behaviour(key, reason, root).history[-1]
+    moved, new = len(entry["moved"]), entry["new"]
+    print(f"{key:<16}version {entry['version']}: {moved} pins moved, {new} new")
+
+# %% ../nbs/toolkit/12_cli.ipynb #c1100006
+def _check(key: str, strict: bool, root) -> int:
+    "1 if the code behaves differently from a pin; with `strict` also if nobody can tell."
+    from arcbook import ledger
+    from arcbook.probes import check_behaviour
+    found, records = check_behaviour(key, root), ledger.load_all(key, root)
+    say = lambda what, pins: [print(f"  {what}: {pin} ({', '.join(series[:4])})")
+                              for pin, series in pins.items()]
+    say("changed", found.changed)
+    say("cannot tell, pinned on another torch", found.unclear)
+    for pin in found.gone: print(f"  no longer there: {pin}")
+    for pin in found.new: print(f"  not pinned: {pin}")
+    differs = {*found.changed, *found.gone}
+    hit = [r for r in records if differs & set(r.pins)]
+    print(f"{key:<16}{len(found.same)} pins unchanged, {len(found.changed)} changed, "
+          f"{len(found.unclear)} unclear" + f"; {len(hit)} records stale" * bool(hit))
+    old = any(ledger.state(r, root) == "stale" for r in records)
+    return int(bool(differs or found.new or old or (strict and found.unclear)))
 
 # %% ../nbs/toolkit/12_cli.ipynb #5136ec18
 @app.command("open")
 def open_(
     paper: str = Argument(help=f"Which chapter: {', '.join(PAPERS)}."),
     folder: Path = Option(Path("arcbook-notebooks"), help="Where the copy goes."),
+    lab: bool = Option(False, "--lab", help="The laboratory instead of the chapter."),
     launch: bool = Option(True, help="Start JupyterLab; --no-launch only makes the copy."),
 ):
     "Open a chapter in JupyterLab, as a copy."
-    source = Path(arcbook.__file__).resolve().parent.parent / "nbs" / experiment_of(paper).chapter
+    chapter = lab_named(paper).chapter
+    page = chapter.replace("papers/", "labs/") if lab else chapter
+    source = Path(arcbook.__file__).resolve().parent.parent / "nbs" / page
     if not source.exists():
-        raise FileNotFoundError(f"{source} is missing: chapters come with a clone, installed by pip install -e '.[book]'")
-    copy = folder / source.name
+        raise FileNotFoundError(f"{source} is missing: chapters come with a clone, "
+                                "installed by pip install -e '.[book]'")
+    copy = folder / (f"lab_{source.name}" if lab else source.name)
     folder.mkdir(parents=True, exist_ok=True)
     if not copy.exists(): shutil.copyfile(source, copy)
     print(copy)
@@ -199,14 +294,15 @@ def open_(
 def main():
     "The console script: a user's mistake ends in one sentence and exit code 2."
     if "torch" not in sys.modules: os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from arcbook.training import NonFiniteLoss
+    if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="replace")  # ASCII only?
     code, sentence = 2, ""
     try: code = app(standalone_mode=False) or 0
     except (ValueError, OSError) as error: sentence = str(error)
-    except NonFiniteLoss as error: code, sentence = 1, str(error)
-    except Abort: code, sentence = 130, "stopped"               # Ctrl-C
-    except Exception as error:                                  # a wrong option or argument, as typer words it
-        if not hasattr(error, "format_message"): raise
-        sentence = error.format_message()
+    except (KeyboardInterrupt, Abort): code = 130         # Ctrl-C
+    except Exception as error:
+        if type(error).__name__ == "NonFiniteLoss": code, sentence = 1, str(error)
+        elif hasattr(error, "format_message"): sentence = error.format_message()   # typer's words
+        else: raise
+    if code == 130: sentence = "stopped; add --resume to continue"
     if sentence: print(f"arcbook: {' '.join(sentence.split())}", file=sys.stderr)
     raise SystemExit(code)
