@@ -15,8 +15,8 @@ from typer import Abort, Argument, Exit, Option
 import arcbook
 
 # %% auto #0
-__all__ = ['PAPERS', 'ABOUT', 'app', 'ROOT_HELP', 'lab_named', 'output_folder', 'save_figures', 'run', 'agree', 'conclude',
-           'chosen_recipes', 'data', 'list_', 'records', 'open_', 'main']
+__all__ = ['PAPERS', 'ABOUT', 'app', 'SET_HELP', 'ROOT_HELP', 'lab_named', 'output_folder', 'save_figures', 'run', 'agree',
+           'conclude', 'chosen_recipes', 'data', 'list_', 'records', 'open_', 'main']
 
 # %% ../nbs/toolkit/12_cli.ipynb #732bd5e3
 PAPERS = ("attract-repulse", "ad-net", "iccl", "clim", "cone")
@@ -47,7 +47,7 @@ def output_folder(out, resume: bool, name: str) -> Path:
             raise ValueError(f"{out} already holds files: add --resume to continue there, "
                              "or choose another --out")
         return out
-    root, name = Path("arcbook-runs"), name.replace(":", "-")
+    root, name = Path("arcbook-runs"), re.sub("[:_]", "-", name)
     numbers = [path.name.rpartition("-run")[2] for path in root.glob(f"{name}-run*")]
     last = max((int(n) for n in numbers if n.isdigit()), default=0)
     return root / f"{name}-run{last}" if resume and last else _first_free(root / name, last + 1)
@@ -87,6 +87,9 @@ def save_figures(lab, records, out: Path) -> list[Path]:
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="arcbook: executable papers. Start with:  arcbook run attract-repulse")
 
+# %% ../nbs/toolkit/12_cli.ipynb #c1100008
+SET_HELP = "Vary a reading (see the paper's chapter); may be repeated."
+
 # %% ../nbs/toolkit/12_cli.ipynb #9cd304c3
 @app.command()
 def run(
@@ -97,8 +100,7 @@ def run(
     out: Optional[Path] = Option(None, help="Folder for what a run leaves. Default: a new one."),
     resume: bool = Option(False, "--resume", help="Continue an interrupted run."),
     variants: Optional[str] = Option(None, help="Some rungs, by name, with commas between."),
-    changes: Optional[list[str]] = Option(None, "--set", metavar="NAME=VALUE",
-                                          help="Vary a reading; may be repeated."),
+    changes: Optional[list[str]] = Option(None, "--set", metavar="NAME=VALUE", help=SET_HELP),
     resample: bool = Option(False, "--resample", help="Draw subsets anew for every seed."),
     weights: Optional[str] = Option(None, help="Initial weights (ad-net); same as --set weights=."),
 ):
@@ -107,16 +109,14 @@ def run(
     from arcbook.readings import parse_changes
     from arcbook.training import budget_name
     lab, started, budget = lab_named(paper), time.time(), budget or budget_name()
-    if budget not in ABOUT:
-        raise ValueError(f"--budget must be one of {', '.join(ABOUT)}, got {budget!r}")
-    asked = [*(changes or []), *([f"weights={weights}"] if weights else [])]
+    if budget not in ABOUT: raise ValueError(f"--budget must be one of {', '.join(ABOUT)}")
+    asked = [*(changes or []), *filter(None, [weights and f"weights={weights}"])]
     varied, name = parse_changes(lab.readings, asked), resolve(lab, data)
     chosen = check_variants(lab, _rungs(lab, variants))
-    label = f"{lab.key.replace('_', '-')}-{name}-{budget}"
-    out = agree(lambda: output_folder(out, resume, label))
+    out = agree(lambda: output_folder(out, resume, f"{lab.key}-{name}-{budget}"))
     say = print if is_main_process() else (lambda *a, **k: None)
-    say(f"{lab.title}\n{name} at the {budget} budget, {len(chosen)} variants x {seeds} "
-        f"seed{'s' * (seeds > 1)} -> {out}\n", flush=True)
+    runs = f"{len(chosen)} variants x {seeds} seed{'s' * (seeds > 1)}"
+    say(f"{lab.title}\n{name} at the {budget} budget, {runs} -> {out}\n", flush=True)
     records = run_ladder(lab, name, budget, seeds, out, chosen, varied, resample,
                          report=lambda line: say(line, flush=True))
     if is_main_process(): conclude(lab, records, out, paper, time.time() - started)

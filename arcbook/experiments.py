@@ -113,26 +113,24 @@ class Sets:
 
     def base(self, split: str):
         "A split as `load` gives it."
-        seed = {"seed": self.seed} if self.seed else {}
-        return self._once(split, lambda: load(self.name, split, **seed))
+        return self._once(split, lambda: load(self.name, split, seed=self.seed))
 
-    @property
-    def profile(self) -> Profile: return profile_of(self.base("train"))
+    profile = property(lambda self: profile_of(self.base("train")))
 
     def of(self, split: str, plan: Plan):
         "A split as the plan reads it."
         if self.lab.prepare is None: return self.base(split)
-        values = tuple(getattr(plan.readings, name) for name in self.lab.prepared_by)
-        key = split, plan.budget.name == "gpu", values
+        values = [getattr(plan.readings, name) for name in self.lab.prepared_by]
+        key = split, plan.budget.name == "gpu", *values
         return self._once(key, lambda: self.lab.prepare(self.base(split), plan))
 
     def test(self, plan: Plan):
         "Every `test_stride`-th test image."
-        whole = self.of("test", plan)
-        make = lambda: whole.subset(torch.arange(0, len(whole), plan.test_stride))
-        return self._once(("subset", id(whole), plan.test_stride), make)
+        whole, stride = self.of("test", plan), plan.test_stride
+        make = lambda: whole.subset(torch.arange(0, len(whole), stride))
+        return self._once(("subset", id(whole), stride), make)
 
-    def digest(self, images) -> str: return self._once(("digest", id(images)), images.digest)
+    def digest(self, images) -> str: return self._once(id(images), images.digest)
 
 # %% ../nbs/toolkit/11_experiments.ipynb #e100000a
 @dataclass

@@ -11,6 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
+from fastcore.basics import patch
+
 import arcbook
 from .behaviour import FILE, load_behaviour, state_of
 
@@ -46,18 +48,6 @@ class RunRecord:
     behaviour: int = 0            # version of the pinned behaviour; 0: not noted
     pins: list[str] = field(default_factory=list)     # what of it the record rests on
 
-    @property
-    def id(self) -> str:
-        "A file name: data, budget, changed readings, variant, seed."
-        parts = [self.data, self.budget.get("name", ""), *map("_".join, _texts(self.changes))]
-        if self.data_seed: parts.append(f"data{self.data_seed}")
-        return file_name("-".join([*parts, self.variant, f"seed{self.seed}"]))
-
-    @property
-    def changed(self) -> str:
-        "Readings that were set, `lr 0.05, dim 64`; empty for the recipe's."
-        return ", ".join(map(" ".join, _texts(self.changes)))
-
 # %% ../nbs/toolkit/10_ledger.ipynb #5a1d0001
 def _texts(changes: dict) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in sorted(changes.items())]
@@ -66,6 +56,19 @@ def file_name(text: str) -> str:
     "`text` as a file's name: `SCE+CR` is `SCE_and_CR`."
     text = text.replace("+", "_and_").replace(":", "-")
     return "".join(c if c.isalnum() or c in "-." else "_" for c in text)
+
+# %% ../nbs/toolkit/10_ledger.ipynb #5a1d0012
+@patch(as_prop=True)
+def id(self: RunRecord) -> str:
+    "A file name: data, budget, changed readings, variant, seed."
+    parts = [self.data, self.budget.get("name", ""), *map("_".join, _texts(self.changes))]
+    if self.data_seed: parts.append(f"data{self.data_seed}")
+    return file_name("-".join([*parts, self.variant, f"seed{self.seed}"]))
+
+@patch(as_prop=True)
+def changed(self: RunRecord) -> str:
+    "Readings that were set, `lr 0.05, dim 64`; empty for the recipe's."
+    return ", ".join(map(" ".join, _texts(self.changes)))
 
 # %% ../nbs/toolkit/10_ledger.ipynb #0e4022c1
 def thin(values, points: int = 100) -> list[float]:

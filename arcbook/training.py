@@ -258,6 +258,13 @@ def _check_share(batch_size: int, processes: int):
         raise ValueError(f"batch_size must be a multiple of the {processes} processes, "
                          f"got {batch_size}")
 
+# %% ../nbs/toolkit/07_training.ipynb #a1d1ff07
+def _bar(run: _Run, steps: int):
+    "A progress bar, on a terminal only and in the first process only."
+    from tqdm import tqdm
+    return tqdm(total=steps, initial=run.step, desc=run.method.name, unit="step", leave=False,
+                disable=None if run.rank == 0 else True)
+
 # %% ../nbs/toolkit/07_training.ipynb #5a0a00f3
 def fit(
     method: Method,     # what to train; trained in place
@@ -269,15 +276,13 @@ def fit(
     callback=None,      # callback(step, method) after every step, and once before the first
 ) -> History:
     "Train `method`. Raises `NonFiniteLoss` at a NaN, `ValueError` for a checkpoint of another run."
-    from tqdm import tqdm
     _check_arguments(method, data, budget)
     run = _Run(method, data, budget, seed, out, resume)
     draw = lambda seed: method.epoch_indices(run.labels, budget.batch_size,
                                              torch.Generator().manual_seed(seed))
     per_epoch = len(draw(0))
     if callback and run.step == 0: callback(0, method)
-    bar = tqdm(total=budget.epochs * per_epoch, initial=run.step, desc=method.name, unit="step",
-               leave=False, disable=None if run.rank == 0 else True)   # None: only on a terminal
+    bar = _bar(run, budget.epochs * per_epoch)
     for epoch in range(run.step // per_epoch, budget.epochs):
         method.before_epoch(run.data, epoch)
         order = draw(step_seed(seed, epoch))[run.step - epoch * per_epoch:]
