@@ -13,7 +13,8 @@ import time
 import torch
 
 from arcbook.contrast import normalize
-from arcbook.papers.clim import kmeans, nearest_neighbours, select_centerwise
+from arcbook.papers.clim import select_centerwise
+from arcbook.selection import kmeans, nearest_neighbours
 
 
 def features(images, dim, clusters, device="cpu"):
