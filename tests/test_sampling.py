@@ -1,5 +1,6 @@
 "Subsets and samplers against the reference selection, the published counts and chi-square tests"
-import subprocess, sys
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import chisquare
 from torch.utils.data import DataLoader
 
-from arcbook.sampling import (ClassAwareSampler, class_probabilities, few_per_class_indices, long_tail_counts,
-                              long_tail_indices, shot_groups, shuffled_by_class, two_stream_indices)
+from arcbook.sampling import (ClassAwareSampler, class_probabilities, draw_seed, few_per_class_indices,
+                              long_tail_counts, long_tail_indices, shot_groups, shuffled_by_class, two_stream_indices)
 
 CIFAR100 = {
     100: "500 477 455 434 415 396 378 361 344 328 314 299 286 273 260 248 237 226 216 206 197 188 179 171 163 "
@@ -125,6 +126,31 @@ def test_few_is_a_nested_stratified_subset(extra, seed):
 def test_bad_input(call, words):
     with pytest.raises(ValueError) as error: call()
     assert words in str(error.value)
+
+
+def test_a_drawn_seed_is_the_same_in_every_version_of_torch():
+    "Recorded with torch 2.6.0 and 2.14.1; `torch.randint(2**31, ())` is 209652396 and 398764591 there."
+    generator = torch.Generator().manual_seed(0)
+    assert [draw_seed(generator) for _ in range(3)] == [398764591, 1478610112, 1537364731]
+    assert torch.rand((), generator=generator).item() == pytest.approx(0.4900934100151062, abs=1e-7)       # six numbers of 32 bits are gone
+    assert draw_seed(torch.Generator().manual_seed(7), 2**32) == 976413892
+    torch.manual_seed(7)
+    assert draw_seed(high=2**32) == 976413892                                                       # torch's global stream
+    for high in (2**31, 2**32, 1, 8, 2**63):
+        assert 0 <= draw_seed(generator, high) < high
+
+
+def test_a_drawn_seed_is_what_randint_gives_today():
+    if torch.randint(2**31, (), generator=torch.Generator().manual_seed(0)) != 398764591: pytest.skip("32 bits in older versions")
+    one, other = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    for high in (2**31, 2**32) * 50:
+        assert draw_seed(one, high) == torch.randint(high, (), generator=other).item()
+    assert torch.equal(one.get_state(), other.get_state())
+
+
+@pytest.mark.parametrize("high", [0, -8, 3, 1000, 2**64])
+def test_a_seed_is_below_a_power_of_two(high):
+    with pytest.raises(ValueError, match="high must be a power of two"): draw_seed(high=high)
 
 
 def test_class_probabilities():
