@@ -113,7 +113,8 @@ class Sets:
 
     def base(self, split: str):
         "A split as `load` gives it."
-        return self._once(split, lambda: load(self.name, split, seed=self.seed))
+        seed = {"seed": self.seed} if self.seed else {}
+        return self._once(split, lambda: load(self.name, split, **seed))
 
     profile = property(lambda self: profile_of(self.base("train")))
 
