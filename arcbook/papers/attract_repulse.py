@@ -6,50 +6,44 @@
 from __future__ import annotations
 
 import math
-from functools import partial
-from pathlib import Path
-from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..contrast import (at_least_float32, check_embeddings, check_labels, check_option, check_reduction,
-                              check_temperature, cosine_logits, gather_with_gradient, normalize, nt_xent,
-                              process_group, reduce_loss, soft_target_cross_entropy, values_readable)
-from ..datasets import load, make_shapes
-from ..evaluation import (accuracy, crop_predict, ensemble, expected_calibration_error, knn_accuracy,
-                                per_class_accuracy, predict)
-from ..experiments import Experiment, Outcome
-from ..ledger import RunRecord, sources, thin
+from .._checks import (check_distributions, check_embeddings, check_labels, check_logits,
+                             check_number, check_option, check_reduction, check_stored,
+                             check_temperature)
+from ..contrast import (at_least_float32, cosine_logits, gather_with_gradient, normalize,
+                              nt_xent, process_group, reduce_loss, soft_target_cross_entropy)
 from ..memory import MemoryQueue
+from ..method import Method
 from ..models import Network
+from ..profiles import Profile, profile_of
+from ..readings import (Count, Negative, NonNegative, Positive, Settings, Share,
+                              Whole)
 from ..teachers import EMATeacher, consistency, mean_teacher_decay, sigmoid_rampup
-from ..training import Budget, Method, fit, step_seed
-from ..views import augment_for, cutmix, five_crop, mixup, ten_crop, to_float
+from ..views import augment_for, cutmix, mixup
 
 # %% auto #0
-__all__ = ['LOG_ZERO', 'OPTIONS', 'VARIANTS', 'ROWS', 'MAP_IMAGES', 'LOSSES', 'EXPERIMENT', 'FIGURES', 'NOISY', 'sce_terms',
-           'check_sce', 'check_distributions', 'symmetric_cross_entropy', 'SymmetricCrossEntropyLoss',
-           'contrastive_regularization', 'ContrastiveRegularizationLoss', 'AttractRepulseTerms', 'check_views',
-           'AttractRepulseLoss', 'tradeoff_weights', 'Readings', 'check_readings', 'AttractRepulseModel',
-           'make_teacher', 'AttractRepulse', 'second_stage', 'KeyQueue', 'InstanceBank', 'make_memory', 'Recipe',
-           'recipe', 'crop_views', 'evaluate', 'train_method', 'train', 'combine', 'draw_curves', 'draw_maps',
-           'label_noise']
+__all__ = ['LOG_ZERO', 'symmetric_cross_entropy', 'SymmetricCrossEntropyLoss', 'contrastive_regularization',
+           'ContrastiveRegularizationLoss', 'AttractRepulseTerms', 'AttractRepulseLoss', 'Readings', 'AttractRepulse',
+           'second_stage', 'KeyQueue', 'InstanceBank']
 
 # %% ../../nbs/papers/01_attract_repulse.ipynb #732bd5e3
 LOG_ZERO = math.log(1e-4)  # A: what the reference code makes of log 0, by clipping labels at 1e-4
 
-def sce_terms(logits: Tensor, target: Tensor, log_zero: float = LOG_ZERO,
-              soft_rce: str = "linear") -> tuple[Tensor, Tensor]:
-    "Cross entropy and reverse cross entropy of each sample, [B] and [B]; see `symmetric_cross_entropy`."
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+def _sce_terms(logits: Tensor, target: Tensor, log_zero: float = LOG_ZERO,
+               soft_rce: str = "linear") -> tuple[Tensor, Tensor]:
+    "Cross entropy and reverse cross entropy of each sample, [B] and [B]."
+    logits = at_least_float32(logits)
     log_p = F.log_softmax(logits, dim=1)
     if target.ndim == 1:
         log_p_y = log_p.gather(1, target.long()[:, None]).squeeze(1)
-        return -log_p_y, log_zero * torch.expm1(log_p_y)          # -A (1 - p_y), exact where p_y is nearly 1
+        return -log_p_y, log_zero * torch.expm1(log_p_y)     # -A (1 - p_y), exact near p_y = 1
     target = target.to(log_p.dtype)
     ce = soft_target_cross_entropy(logits, target, "none")
     if soft_rce == "linear": return ce, -log_zero * (1 - (target * log_p.exp()).sum(1))
@@ -57,28 +51,14 @@ def sce_terms(logits: Tensor, target: Tensor, log_zero: float = LOG_ZERO,
     return ce, -(log_p.exp() * log_target).sum(1)
 
 # %% ../../nbs/papers/01_attract_repulse.ipynb #aa52b409
-def check_sce(logits, target, log_zero, soft_rce):
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
-        got = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"logits must be a float tensor [B, C], got {got}")
-    if not isinstance(target, Tensor): raise ValueError(f"target must be a tensor, got {type(target).__name__}")
-    if values_readable(logits) and not (logits < math.inf).all():
-        raise ValueError("logits must be finite or -inf, got NaN or inf")
-    if not -math.inf < log_zero < 0: raise ValueError(f"log_zero must be finite and < 0, got {log_zero}")
+def _check_sce(logits, target, soft_rce):
+    "Logits [B, C], and labels [B] or class distributions [B, C]."
+    check_logits("logits", logits, ("B", "C"))
     check_option("soft_rce", soft_rce, ("linear", "direct"))
-    if target.ndim == 1: check_labels("target", target, len(logits), logits.shape[1])
-    elif target.shape == logits.shape and target.is_floating_point(): check_distributions(target)
-    else:
-        raise ValueError(f"target must be labels [{len(logits)}] or distributions {list(logits.shape)}, "
-                         f"got {target.dtype} {list(target.shape)}")
-
-# %% ../../nbs/papers/01_attract_repulse.ipynb #76f8e00f
-def check_distributions(target: Tensor):
-    "Rows must be class distributions; looked at only where that costs no synchronisation."
-    if not values_readable(target): return
-    total, slack = target.float().sum(1), 1e-3 if target.dtype in (torch.float32, torch.float64) else 2e-2
-    if not (target >= 0).all() or not ((total - 1).abs() <= slack).all():
-        raise ValueError("target must hold class distributions: rows >= 0 that sum to 1")
+    if not isinstance(target, Tensor) or target.ndim == 1 or not target.is_floating_point():
+        return check_labels("target", target, len(logits), logits.shape[1])
+    check_stored("target", target, tuple(logits.shape))
+    check_distributions("target", target)
 
 # %% ../../nbs/papers/01_attract_repulse.ipynb #8cf84d6f
 def symmetric_cross_entropy(
@@ -90,24 +70,34 @@ def symmetric_cross_entropy(
     reduction: str = "mean",   # "mean", "sum" or "none" ([B])
     soft_rce: str = "linear",  # distributions: "linear" in the target, or "direct" -sum p log q
 ) -> Tensor:
-    "alpha CE + beta RCE [@wang2019sce]. Raises `ValueError` for wrong shapes, labels out of range or `log_zero >= 0`."
-    check_sce(logits, target, log_zero, soft_rce)
+    "alpha CE + beta RCE. `ValueError` for wrong shapes or values. Source: Wang et al. 2019, eq. 7."
+    _check_sce(logits, target, soft_rce)
+    _check_weights(alpha=alpha, beta=beta, log_zero=log_zero)
     check_reduction(reduction)
-    ce, rce = sce_terms(logits, target, log_zero, soft_rce)
+    ce, rce = _sce_terms(logits, target, log_zero, soft_rce)
     return reduce_loss(alpha * ce + beta * rce, reduction)
+
+def _check_weights(log_zero: float = LOG_ZERO, **weights):
+    check_number("log_zero", log_zero, "finite and < 0")
+    for name, weight in weights.items(): check_number(name, weight, "finite and >= 0")
 
 # %% ../../nbs/papers/01_attract_repulse.ipynb #51927b76
 class SymmetricCrossEntropyLoss(nn.Module):
     "`symmetric_cross_entropy` with its hyper-parameters held."
-    def __init__(self, alpha: float = 1.0, beta: float = 0.1, log_zero: float = LOG_ZERO, reduction: str = "mean",
-                 soft_rce: str = "linear"):
+    def __init__(self, alpha: float = 1.0, beta: float = 0.1, log_zero: float = LOG_ZERO,
+                 reduction: str = "mean", soft_rce: str = "linear"):
         super().__init__()
-        check_reduction(reduction), check_sce(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long), log_zero, soft_rce)
-        self.alpha, self.beta, self.log_zero, self.reduction, self.soft_rce = alpha, beta, log_zero, reduction, soft_rce
+        _check_weights(alpha=alpha, beta=beta, log_zero=log_zero)
+        self.alpha, self.beta, self.log_zero = alpha, beta, log_zero
+        self.reduction = check_reduction(reduction)
+        self.soft_rce = check_option("soft_rce", soft_rce, ("linear", "direct"))
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return symmetric_cross_entropy(logits, target, self.alpha, self.beta, self.log_zero, self.reduction,
-                                       self.soft_rce)
+        return symmetric_cross_entropy(logits, target, self.alpha, self.beta, self.log_zero,
+                                       self.reduction, self.soft_rce)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, beta={self.beta}, log_zero={self.log_zero:.4g}"
 
 # %% ../../nbs/papers/01_attract_repulse.ipynb #0e4022c1
 def contrastive_regularization(
@@ -118,15 +108,19 @@ def contrastive_regularization(
     reduction: str = "mean",    # "none": [2B], all of view 0 first
     gather_distributed: bool = False,  # candidates from all processes; anchors stay this process's
 ) -> Tensor:
-    "NT-Xent between two views [@chen2020simclr], with an optional margin on the positive."
-    if not 0 <= margin < math.inf: raise ValueError(f"margin must be finite and >= 0, got {margin}")
-    if margin == 0: return nt_xent(z0, z1, temperature, reduction, gather_distributed)
-    check_embeddings("z0", z0), check_embeddings("z1", z1, z0.shape[1], len(z0)), check_reduction(reduction)
+    "NT-Xent between two views, with an optional margin on the positive. Source: Chen et al. 2020."
+    if check_number("margin", margin, "finite and >= 0") == 0:
+        return nt_xent(z0, z1, temperature, reduction, gather_distributed)
+    check_embeddings("z0", z0)
+    check_embeddings("z1", z1, z0.shape[1], len(z0))
+    check_temperature(temperature)
     z = normalize(torch.cat([at_least_float32(z0), at_least_float32(z1)]))
-    keys, first = (gather_with_gradient(z), process_group()[0] * len(z)) if gather_distributed else (z, 0)
+    keys, first = z, 0
+    if gather_distributed: keys, first = gather_with_gradient(z), process_group()[0] * len(z)
     itself = torch.arange(first, first + len(z), device=z.device)
     positive, columns = itself.roll(len(z0)), torch.arange(len(keys), device=z.device)
-    logits = z @ keys.T / check_temperature(temperature) - (positive[:, None] == columns) * (margin / temperature)
+    shift = (positive[:, None] == columns) * (margin / temperature)   # it must win by m
+    logits = z @ keys.T / temperature - shift
     logits = logits.masked_fill(itself[:, None] == columns, torch.finfo(logits.dtype).min)
     return reduce_loss(F.cross_entropy(logits, positive, reduction="none"), reduction)
 
@@ -136,13 +130,16 @@ class ContrastiveRegularizationLoss(nn.Module):
     def __init__(self, temperature: float = 0.2, margin: float = 0.0, reduction: str = "mean",
                  gather_distributed: bool = False):
         super().__init__()
-        check_temperature(temperature), check_reduction(reduction)
-        self.temperature, self.margin = temperature, margin
-        self.reduction, self.gather_distributed = reduction, gather_distributed
+        self.temperature = check_temperature(temperature)
+        self.margin = check_number("margin", margin, "finite and >= 0")
+        self.reduction, self.gather_distributed = check_reduction(reduction), gather_distributed
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         return contrastive_regularization(z0, z1, self.temperature, self.margin, self.reduction,
                                           self.gather_distributed)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, margin={self.margin}"
 
 # %% ../../nbs/papers/01_attract_repulse.ipynb #9cdde7ea
 class AttractRepulseTerms(NamedTuple):
@@ -154,27 +151,31 @@ class AttractRepulseTerms(NamedTuple):
     consistency: Tensor  # teacher to student
 
 # %% ../../nbs/papers/01_attract_repulse.ipynb #3f46b6ca
-def check_views(logits, embeddings, teacher_logits, student_logits):
-    if logits.ndim != 3 or 0 in logits.shape:
-        raise ValueError(f"logits must be [V, B, C], views first and none empty, got {list(logits.shape)}")
-    if embeddings is not None and (embeddings.ndim != 3 or embeddings.shape[:2] != (2, logits.shape[1])):
-        raise ValueError(f"embeddings must be [2, {logits.shape[1]}, D], got {list(embeddings.shape)}")
+def _check_views(logits, embeddings, teacher_logits, student_logits):
+    check_stored("logits", logits, ("V", "B", "C"))
+    if 0 in logits.shape:
+        raise ValueError(f"logits must be [V, B, C] and none of them 0, got {list(logits.shape)}")
+    if embeddings is not None: check_stored("embeddings", embeddings, (2, logits.shape[1], "D"))
     student = logits if student_logits is None else student_logits
     if teacher_logits is not None and teacher_logits.shape != student.shape:
-        raise ValueError(f"teacher_logits must have the student's shape {list(student.shape)}, got {list(teacher_logits.shape)}")
+        raise ValueError(f"teacher_logits must have the student's shape {list(student.shape)}, "
+                         f"got {list(teacher_logits.shape)}")
 
 # %% ../../nbs/papers/01_attract_repulse.ipynb #d93087c4
 class AttractRepulseLoss(nn.Module):
-    "alpha CE + beta RCE + cr_weight * CR [+ ramp * mt_weight * consistency, where teacher logits are given]."
-    def __init__(self, alpha: float = 1.0, beta: float = 0.1, log_zero: float = LOG_ZERO, cr_weight: float = 1.0,
-                 temperature: float = 0.2, mt_weight: float = 1.0, mt_target: str = "kl", tradeoff: str = "emergent",
-                 margin: float = 0.0, soft_rce: str = "linear", gather_distributed: bool = False):
+    "alpha CE + beta RCE + cr_weight CR [+ ramp mt_weight consistency, where a teacher answers]."
+    def __init__(self, alpha: float = 1.0, beta: float = 0.1, log_zero: float = LOG_ZERO,
+                 cr_weight: float = 1.0, temperature: float = 0.2, mt_weight: float = 1.0,
+                 mt_target: str = "kl", tradeoff: str = "emergent", margin: float = 0.0,
+                 soft_rce: str = "linear", gather_distributed: bool = False):
         super().__init__()
-        check_option("tradeoff", tradeoff, ("emergent", "stopgrad_py", "ramp")), check_option("mt_target", mt_target, ("kl", "mse"))
-        check_sce(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long), log_zero, soft_rce)
-        self.alpha, self.beta, self.log_zero, self.soft_rce = alpha, beta, log_zero, soft_rce
+        _check_weights(log_zero, alpha=alpha, beta=beta, cr_weight=cr_weight, mt_weight=mt_weight)
+        self.sce = dict(log_zero=log_zero,
+                        soft_rce=check_option("soft_rce", soft_rce, ("linear", "direct")))
         self.cr = ContrastiveRegularizationLoss(temperature, margin, "none", gather_distributed)
-        self.cr_weight, self.mt_weight, self.mt_target, self.tradeoff = cr_weight, mt_weight, mt_target, tradeoff
+        self.alpha, self.beta, self.cr_weight, self.mt_weight = alpha, beta, cr_weight, mt_weight
+        self.mt_target = check_option("mt_target", mt_target, ("kl", "mse"))
+        self.tradeoff = check_option("tradeoff", tradeoff, ("emergent", "stopgrad_py", "ramp"))
 
     def forward(
         self,
@@ -184,24 +185,34 @@ class AttractRepulseLoss(nn.Module):
         teacher_logits: Tensor | None = None,  # shape of `student_logits`: of the other view
         student_logits: Tensor | None = None,  # [V, B, C]: `logits` by default
         ramp: float = 1.0,                     # of the consistency's weight, 0 to 1
-        cr_ramp: float = 1.0,                  # of the repulsion's weight, for tradeoff="ramp"
-        cr: Tensor | None = None,              # [B] or [2B]: contrastive terms that a memory made
+        cr_ramp: float = 1.0,                  # of the repulsion's, for tradeoff="ramp"
+        cr: Tensor | None = None,              # [B] or [2B]: contrastive terms of a memory
     ) -> AttractRepulseTerms:
-        check_views(logits, embeddings, teacher_logits, student_logits)
-        for view in logits: check_sce(view, target, self.log_zero, self.soft_rce)
-        ce, rce = (torch.stack(t) for t in zip(*(sce_terms(v, target, self.log_zero, self.soft_rce) for v in logits)))
-        if cr is None: cr = self.cr(*embeddings) if embeddings is not None else ce.new_zeros(1)
-        repulse = (tradeoff_weights(ce, len(cr), self.tradeoff, cr_ramp) * cr).mean()
-        student, agree = logits if student_logits is None else student_logits, ce.new_zeros(())
-        if teacher_logits is not None:
-            agree = consistency(student.flatten(0, 1), teacher_logits.flatten(0, 1), self.mt_target)
-        attract = self.alpha * ce.mean() + self.beta * rce.mean()
-        loss = attract + self.cr_weight * repulse + self.mt_weight * ramp * agree
-        return AttractRepulseTerms(loss, ce.mean(), rce.mean(), cr.mean(), agree)
+        return _attract_repulse(self, logits, target, embeddings, teacher_logits, student_logits,
+                                ramp, cr_ramp, cr)
+
+# %% ../../nbs/papers/01_attract_repulse.ipynb #ae000002
+def _attract_repulse(self: AttractRepulseLoss, logits, target, embeddings, teacher_logits,
+                     student_logits, ramp, cr_ramp, cr) -> AttractRepulseTerms:
+    "The sum in three steps: attract, repulse, agree."
+    _check_views(logits, embeddings, teacher_logits, student_logits)
+    for view in logits: _check_sce(view, target, self.sce["soft_rce"])
+    # attract: both parts of SCE, [V, B]
+    ce, rce = map(torch.stack, zip(*(_sce_terms(view, target, **self.sce) for view in logits)))
+    # repulse: every image from the others
+    if cr is None: cr = self.cr(*embeddings) if embeddings is not None else ce.new_zeros(1)
+    repulse = (_tradeoff_weights(ce, len(cr), self.tradeoff, cr_ramp) * cr).mean()
+    # agree with the teacher
+    student, agree = logits if student_logits is None else student_logits, ce.new_zeros(())
+    if teacher_logits is not None:
+        agree = consistency(student.flatten(0, 1), teacher_logits.flatten(0, 1), self.mt_target)
+    loss = (self.alpha * ce.mean() + self.beta * rce.mean() + self.cr_weight * repulse
+            + self.mt_weight * ramp * agree)
+    return AttractRepulseTerms(loss, ce.mean(), rce.mean(), cr.mean(), agree)
 
 # %% ../../nbs/papers/01_attract_repulse.ipynb #8f7c21c3
-def tradeoff_weights(ce: Tensor, length: int, tradeoff: str, ramp: float = 1.0) -> Tensor | float:
-    "Weights of `length` contrastive terms: 1, the stopped gradient of p_y of their images [V, B], or `ramp`."
+def _tradeoff_weights(ce: Tensor, length: int, tradeoff: str, ramp: float = 1.0):
+    "Weights of `length` terms: 1, the stopped gradient of p_y of their images [V, B], or `ramp`."
     if tradeoff == "emergent": return 1.0
     if tradeoff == "ramp": return ramp
     p_y = torch.exp(-ce.detach()).mean(0)
@@ -209,112 +220,57 @@ def tradeoff_weights(ce: Tensor, length: int, tradeoff: str, ramp: float = 1.0) 
 
 # %% ../../nbs/papers/01_attract_repulse.ipynb #5a0a00f3
 @dataclass(frozen=True)
-class Readings:
-    "Where the sources are silent: each choice of ours, with its default. The numbers are those of the list above."
-    cr_form: str = "ntxent"         # 1: or "moco_queue", "margin_infonce", "memory_bank"
-    cr_head: str = "mlp2"           # 2
-    cr_dim: int = 128               # 2
-    cr_temperature: float = 0.2     # 2
-    cr_weight: float = 1.0          # 2
-    tradeoff: str = "emergent"      # 3: or "stopgrad_py", "ramp"
-    sce_alpha: float = 1.0          # 4
-    sce_beta: float = 0.1           # 4
-    sce_log_zero: float = LOG_ZERO  # 4
-    sce_views: str = "both"         # 5: or "one"
-    mt_stage: str = "sequential"    # 6: or "joint"
-    mt_target: str = "kl"           # 7: or "mse"
-    mt_keep_cr: bool = True         # 8
-    mt_decay: float = 0.999         # 9
-    mt_weight: float = 1.0          # 9
-    mt_ramp_epochs: int = 5         # 9
-    backbone: str = "resnet50"      # 10
-    aug: str = "strong"             # 11: or "plain", no randomness at all
-    mix: str = "none"               # 12: or "cutmix", "mixup"; for the classifier only
-    mix_rce: str = "linear"         # 12: or "direct"
-    tta_average: str = "prob"       # 13: or "logit"
+class Readings(Settings):
+    "Where the sources are silent: each choice of ours, by the numbers of the list above."
+    cr_form: Literal["ntxent", "moco_queue", "margin_infonce", "memory_bank"] = "ntxent"  # 1
+    cr_head: Literal["mlp2", "linear", "none"] = "mlp2"   # 2
+    cr_dim: Count = 128               # 2
+    cr_temperature: Positive = 0.2    # 2
+    cr_weight: NonNegative = 1.0      # 2
+    tradeoff: Literal["emergent", "stopgrad_py", "ramp"] = "emergent"  # 3
+    sce_alpha: NonNegative = 1.0      # 4
+    sce_beta: NonNegative = 0.1       # 4
+    sce_log_zero: Negative = LOG_ZERO  # 4
+    sce_views: Literal["both", "one"] = "both"              # 5
+    mt_stage: Literal["sequential", "joint"] = "sequential"  # 6
+    mt_target: Literal["kl", "mse"] = "kl"                  # 7
+    mt_keep_cr: bool = True           # 8
+    mt_decay: Share = 0.999           # 9
+    mt_weight: NonNegative = 1.0      # 9
+    mt_ramp_epochs: Whole = 5         # 9
+    backbone: str = "resnet50"        # 10
+    aug: Literal["strong", "plain"] = "strong"      # 11; "plain": no randomness at all
+    mix: Literal["none", "cutmix", "mixup"] = "none"  # 12; for the classifier only
+    mix_rce: Literal["linear", "direct"] = "linear"   # 12
+    tta_average: Literal["prob", "logit"] = "prob"    # 13
 
-# %% ../../nbs/papers/01_attract_repulse.ipynb #87b8a911
-OPTIONS = {
-    "cr_form": ("ntxent", "moco_queue", "margin_infonce", "memory_bank"),
-    "tradeoff": ("emergent", "stopgrad_py", "ramp"), "sce_views": ("both", "one"), "mt_stage": ("sequential", "joint"),
-    "mt_target": ("kl", "mse"), "aug": ("strong", "plain"), "mix": ("none", "cutmix", "mixup"),
-    "mix_rce": ("linear", "direct"), "tta_average": ("prob", "logit")}
-
-def check_readings(readings: Readings):
-    for name, allowed in OPTIONS.items(): check_option(name, getattr(readings, name), allowed)
-    if readings.mix != "none" and readings.tradeoff == "stopgrad_py":
-        raise ValueError("tradeoff must be emergent or ramp with mix, got 'stopgrad_py': p_y of a blend is no confidence")
+    def check(self):
+        if self.mix != "none" and self.tradeoff == "stopgrad_py":
+            raise ValueError("tradeoff must be emergent or ramp with mix, got 'stopgrad_py': "
+                             "p_y of a blend is no confidence")
 
 # %% ../../nbs/papers/01_attract_repulse.ipynb #5136ec18
-class AttractRepulseModel(Method):
-    "Network, teacher, memory and loss for one stage; `AttractRepulse` adds the training step."
+class AttractRepulse(Method):
+    "The method of this chapter: stage 1 is SCE + CR, stage 2 adds the Mean Teacher."
     name = "attract_repulse"
 
-    def __init__(self, num_classes: int, data: str, readings: Readings = Readings(), stage: int = 1,
-                 num_images: int = 0):
-        super().__init__(num_classes=num_classes, data=data, stage=stage, num_images=num_images, **asdict(readings))
-        check_readings(readings)
-        self.readings, self.stage, self.epoch = readings, stage, 0
-        uses_cr = readings.cr_weight > 0 and (stage == 1 or readings.mt_keep_cr)
-        self.uses_cr, self.num_images = uses_cr, num_images
-        self.network = Network(readings.backbone, num_classes, readings.cr_head if uses_cr else "none", readings.cr_dim)
-        self.teacher = make_teacher(self.network, readings, stage)
-        self.memory = make_memory(self.network, readings, num_images) if uses_cr else None
-        self.num_views = 2 if uses_cr or self.teacher is not None or readings.sce_views == "both" else 1
-        self.augment = augment_for(data)
-        margin = 0.4 if readings.cr_form == "margin_infonce" else 0.0
+    def __init__(self, num_classes: int, data: str | Profile, readings: Readings = Readings(),
+                 stage: int = 1, num_images: int = 0):
+        r, profile = readings, profile_of(data)
+        super().__init__(num_classes=num_classes, data=profile.name, stage=stage,
+                         num_images=num_images, **asdict(r))
+        self.readings, self.stage, self.epoch, self.num_images = r, stage, 0, num_images
+        self.profile, self.augment = profile, augment_for(profile)
+        self.uses_cr = r.cr_weight > 0 and (stage == 1 or r.mt_keep_cr)
+        head = r.cr_head if self.uses_cr else "none"
+        self.network = Network(r.backbone, num_classes, head, r.cr_dim)
+        self.teacher = _make_teacher(self.network, r, stage)
+        self.memory = _make_memory(self.network, r, num_images) if self.uses_cr else None
+        two = self.uses_cr or self.teacher is not None or r.sce_views == "both"
+        self.num_views, margin = 2 if two else 1, 0.4 if r.cr_form == "margin_infonce" else 0.0
         self.loss = AttractRepulseLoss(
-            readings.sce_alpha, readings.sce_beta, readings.sce_log_zero, readings.cr_weight, readings.cr_temperature,
-            readings.mt_weight, readings.mt_target, readings.tradeoff, margin, readings.mix_rce,
-            gather_distributed=True)
-
-    @torch.no_grad()
-    def predict(self, images: Tensor, teacher: bool = False) -> Tensor: return self.output(images, teacher).logits
-
-    @torch.no_grad()
-    def output(self, images: Tensor, teacher: bool = False):
-        "Features, logits and embeddings of un-augmented `images`, from the student or the teacher."
-        network = self.teacher.module if teacher else self.network
-        return network.eval()(self.augment.plain(images.to(self.device)))
-
-    @property
-    def device(self) -> torch.device: return next(self.parameters()).device
-
-# %% ../../nbs/papers/01_attract_repulse.ipynb #5049c1a5
-def make_teacher(network: nn.Module, readings: Readings, stage: int) -> EMATeacher | None:
-    "Stage 2, or both at once: an EMA of `network`. A teacher from scratch forgets its start by `mean_teacher_decay`."
-    if readings.mt_weight == 0 or (stage == 1 and readings.mt_stage == "sequential"): return None
-    return EMATeacher(network, readings.mt_decay if stage == 2 else mean_teacher_decay(readings.mt_decay))
-
-# %% ../../nbs/papers/01_attract_repulse.ipynb #33929ec0
-class AttractRepulse(AttractRepulseModel):
-    "The method of this chapter: stage 1 is SCE + CR, stage 2 adds the Mean Teacher."
-    def view(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        return self.augment.plain(images) if self.readings.aug == "plain" else self.augment(images, generator)
-
-    def forward(self, batch, step: int, generator: torch.Generator) -> AttractRepulseTerms:
-        views = [self.view(batch.images, generator) for _ in range(self.num_views)]
-        output = self.network(torch.cat(views))                    # one pass: both views share BatchNorm's statistics
-        logits = output.logits.unflatten(0, (self.num_views, -1))
-        embeddings = output.embeddings.unflatten(0, (2, -1)) if self.uses_cr else None
-        cr = self.memory(embeddings[0], views[1], batch.indices) if self.memory is not None else None
-        teacher_logits = None
-        if self.teacher is not None:                               # asked about the other view, hence the swap
-            teacher_logits = self.teacher(torch.cat(views[::-1])).logits.unflatten(0, (2, -1))
-        classified, target = (logits, batch.labels) if self.readings.sce_views == "both" else (logits[:1], batch.labels)
-        if self.readings.mix != "none": classified, target = self.mixed(views[0], batch.labels, generator)
-        ramp = sigmoid_rampup(self.epoch, self.readings.mt_ramp_epochs)
-        return self.loss(classified, target, embeddings if cr is None else None, teacher_logits, logits, ramp,
-                         ramp if self.stage == 1 else 1.0, cr)
-
-    def mixed(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        "Logits [1, B, C] of images mixed with their neighbours in the batch, and their mixed labels [B, C]."
-        lam = torch.rand((), generator=generator, device=images.device).item()   # Beta(1, 1)
-        partner = torch.randperm(len(images), generator=generator, device=images.device)
-        if self.readings.mix == "mixup": mixed = mixup(images, images[partner], lam)
-        else: mixed, lam = cutmix(images, images[partner], lam, generator)
-        q = F.one_hot(labels, self.config["num_classes"]).float()
-        return self.network(mixed).logits[None], lam * q + (1 - lam) * q[partner]
+            r.sce_alpha, r.sce_beta, r.sce_log_zero, r.cr_weight, r.cr_temperature, r.mt_weight,
+            r.mt_target, r.tradeoff, margin, r.mix_rce, gather_distributed=True)
 
     def before_epoch(self, data, epoch: int): self.epoch = epoch
 
@@ -322,23 +278,88 @@ class AttractRepulse(AttractRepulseModel):
         if self.teacher is not None: self.teacher.update(step)
         if self.memory is not None: self.memory.after_step(step)
 
+# %% ../../nbs/papers/01_attract_repulse.ipynb #5049c1a5
+def _make_teacher(network: nn.Module, readings: Readings, stage: int) -> EMATeacher | None:
+    "Stage 2, or both at once: an EMA of `network`; from scratch it must forget its start."
+    alone = stage == 1 and readings.mt_stage == "sequential"
+    if readings.mt_weight == 0 or alone: return None
+    decay = readings.mt_decay if stage == 2 else mean_teacher_decay(readings.mt_decay)
+    return EMATeacher(network, decay)
+
+# %% ../../nbs/papers/01_attract_repulse.ipynb #ae000003
+@patch
+@torch.no_grad()
+def output(self: AttractRepulse, images: Tensor, teacher: bool = False):
+    "Features, logits and embeddings of un-augmented `images`, from student or teacher."
+    network = self.teacher.module if teacher else self.network
+    return network.eval()(self.augment.plain(images.to(self.device)))
+
+@patch
+def predict(self: AttractRepulse, images: Tensor, teacher: bool = False) -> Tensor:
+    "uint8 [B, 3, H, W] -> logits [B, C] of the un-augmented images."
+    return self.output(images, teacher).logits
+
+@patch(as_prop=True)
+def device(self: AttractRepulse) -> torch.device: return next(self.parameters()).device
+
+# %% ../../nbs/papers/01_attract_repulse.ipynb #33929ec0
+@patch
+def view(self: AttractRepulse, images: Tensor, generator: torch.Generator) -> Tensor:
+    "One view of every image."
+    if self.readings.aug == "plain": return self.augment.plain(images)
+    return self.augment(images, generator)
+
+@patch
+def forward(self: AttractRepulse, batch, step: int, generator: torch.Generator):
+    "The terms of a batch, `AttractRepulseTerms`."
+    r, labels = self.readings, batch.labels
+    views = [self.view(batch.images, generator) for _ in range(self.num_views)]
+    output = self.network(torch.cat(views))        # one pass: views share BatchNorm's statistics
+    logits = output.logits.unflatten(0, (self.num_views, -1))
+    embeddings = output.embeddings.unflatten(0, (2, -1)) if self.uses_cr else None
+    remembered = teacher_logits = None
+    if self.memory is not None: remembered = self.memory(embeddings[0], views[1], batch.indices)
+    if self.teacher is not None:                       # it is asked about the other view: swapped
+        teacher_logits = self.teacher(torch.cat(views[::-1])).logits.unflatten(0, (2, -1))
+    classified, target = logits if r.sce_views == "both" else logits[:1], labels
+    if r.mix != "none": classified, target = self.mixed(views[0], labels, generator)
+    ramp = sigmoid_rampup(self.epoch, r.mt_ramp_epochs)
+    in_batch = embeddings if remembered is None else None
+    return self.loss(classified, target, in_batch, teacher_logits, logits, ramp,
+                     ramp if self.stage == 1 else 1.0, remembered)
+
+# %% ../../nbs/papers/01_attract_repulse.ipynb #ae000004
+@patch
+def mixed(self: AttractRepulse, images: Tensor, labels: Tensor, generator: torch.Generator):
+    "Logits [1, B, C] of images mixed with others of the batch, and their mixed labels [B, C]."
+    lam = torch.rand((), generator=generator, device=images.device).item()   # Beta(1, 1)
+    partner = torch.randperm(len(images), generator=generator, device=images.device)
+    if self.readings.mix == "mixup": mixed = mixup(images, images[partner], lam)
+    else: mixed, lam = cutmix(images, images[partner], lam, generator)
+    q = F.one_hot(labels, self.config["num_classes"]).float()
+    return self.network(mixed).logits[None], lam * q + (1 - lam) * q[partner]
+
 # %% ../../nbs/papers/01_attract_repulse.ipynb #599d0b8e
 def second_stage(method: AttractRepulse) -> AttractRepulse:
     "A stage-2 method whose student and teacher both hold the weights of `method`."
     c = method.config
-    following = AttractRepulse(c["num_classes"], c["data"], method.readings, 2, c["num_images"])
-    weights = {k: v for k, v in method.network.state_dict().items() if following.uses_cr or not k.startswith("head")}
+    following = AttractRepulse(c["num_classes"], method.profile, method.readings, 2,
+                               c["num_images"])
+    weights = {name: value for name, value in method.network.state_dict().items()
+               if following.uses_cr or not name.startswith("head")}
     following.network.load_state_dict(weights)
     if following.teacher is not None: following.teacher.module.load_state_dict(weights)
-    if following.memory is not None: following.memory.load_state_dict(method.memory.state_dict())
+    if following.memory is not None:
+        following.memory.load_state_dict(method.memory.state_dict())
     return following
 
 # %% ../../nbs/papers/01_attract_repulse.ipynb #79bf2d86
 class KeyQueue(nn.Module):
-    "MoCo [@he2020moco]: keys from a slow copy of the network, negatives from a queue of other images' past keys. Terms [B]."
+    "MoCo (He et al. 2020): keys of a slow copy, negatives from a queue. Terms [B]."
     def __init__(self, network: nn.Module, dim: int, temperature: float, size: int):
         super().__init__()
-        self.encoder, self.temperature, self.latest = EMATeacher(network, 0.999), temperature, None
+        self.encoder = EMATeacher(network, 0.999)
+        self.temperature, self.latest = temperature, None
         self.queue = MemoryQueue(size, keys=dim, images=torch.long, gather_distributed=True)
 
     def forward(self, queries: Tensor, key_images: Tensor, indices: Tensor) -> Tensor:
@@ -346,8 +367,9 @@ class KeyQueue(nn.Module):
         self.latest = keys, indices
         positive = (normalize(queries) * keys).sum(1, keepdim=True) / self.temperature
         negatives = cosine_logits(queries, self.queue["keys"], self.temperature)
-        own = indices[:, None] == self.queue["images"]             # an image's own older key is no negative
-        logits = torch.cat([positive, negatives.masked_fill(own, torch.finfo(negatives.dtype).min)], dim=1)
+        own = indices[:, None] == self.queue["images"]     # an image's own older key is no negative
+        negatives = negatives.masked_fill(own, torch.finfo(negatives.dtype).min)
+        logits = torch.cat([positive, negatives], dim=1)
         return positive.squeeze(1).neg() + logits.logsumexp(1)
 
     def after_step(self, step: int):
@@ -360,7 +382,8 @@ class InstanceBank(nn.Module):
     "One remembered embedding per training image; the image must find its own among all. Terms [B]."
     def __init__(self, num_images: int, dim: int, temperature: float, momentum: float = 0.5):
         super().__init__()
-        if num_images < 2: raise ValueError(f'cr_form="memory_bank" needs num_images >= 2, got {num_images}')
+        if num_images < 2:
+            raise ValueError(f'cr_form="memory_bank" needs num_images >= 2, got {num_images}')
         self.register_buffer("bank", F.normalize(torch.randn(num_images, dim), dim=1))
         self.temperature, self.momentum, self.latest = temperature, momentum, None
 
@@ -370,203 +393,15 @@ class InstanceBank(nn.Module):
         return F.cross_entropy(logits, indices, reduction="none")
 
     def after_step(self, step: int):
-        indices, z = map(gather_with_gradient, self.latest)        # every process writes all rows: one bank
-        self.bank[indices] = normalize(self.momentum * self.bank[indices] + (1 - self.momentum) * z)
+        indices, z = map(gather_with_gradient, self.latest)   # every process writes all rows
+        moved = self.momentum * self.bank[indices] + (1 - self.momentum) * z
+        self.bank[indices] = normalize(moved)
 
 # %% ../../nbs/papers/01_attract_repulse.ipynb #d9589ab5
-def make_memory(network: nn.Module, readings: Readings, num_images: int) -> nn.Module | None:
+def _make_memory(network: nn.Module, readings: Readings, num_images: int) -> nn.Module | None:
     "The memory that a form of repulsion needs; None for the in-batch forms."
-    dim, tau = readings.cr_dim if readings.cr_head != "none" else network.backbone.num_features, readings.cr_temperature
-    if readings.cr_form == "moco_queue": return KeyQueue(network, dim, tau, max(1, min(1024, num_images // 2)))
-    if readings.cr_form == "memory_bank": return InstanceBank(num_images, dim, tau)
-
-# %% ../../nbs/papers/01_attract_repulse.ipynb #3303c59d
-VARIANTS = {   # rungs as changes of the readings
-    "CE, plain views": dict(sce_beta=0.0, cr_weight=0.0, mt_weight=0.0, aug="plain"),
-    "CE":        dict(sce_beta=0.0, cr_weight=0.0, mt_weight=0.0),
-    "SCE":       dict(cr_weight=0.0, mt_weight=0.0),
-    "CE+CR":     dict(sce_beta=0.0, mt_weight=0.0),
-    "CE+EMA":    dict(sce_beta=0.0, cr_weight=0.0, mt_weight=1e-9),   # two stages and an averaged model, unheard
-    "CE+MT":     dict(sce_beta=0.0, cr_weight=0.0),
-    "SCE+CR":    dict(mt_weight=0.0),
-    "SCE+CR+MT": dict(),
-}
-ROWS = (*VARIANTS, "SCE+CR+MT, TenCrop", "SCE+CR+MT, TenCrop, ensemble", "CE, TenCrop, ensemble")
-
-# %% ../../nbs/papers/01_attract_repulse.ipynb #5feeeac0
-@dataclass(frozen=True)
-class Recipe:
-    "How a data set is trained at a budget: every variant sees the same images for the same number of steps."
-    budget: Budget
-    readings: Readings
-    second_share: float = 1 / 3   # of the epochs, for stage 2 of the variants with a teacher
-    second_lr: float = 0.1        # learning rate of stage 2, as a share of stage 1's
-    test_stride: int = 1          # evaluate on every so-many-th test image
-
-    def stages(self, sequential: bool) -> list[Budget]:
-        "One budget, or two that add up to it."
-        if not sequential: return [self.budget]
-        if self.budget.epochs < 2: raise ValueError(f"epochs must be >= 2 for two stages, got {self.budget.epochs}")
-        second = max(1, round(self.budget.epochs * self.second_share))
-        return [replace(self.budget, epochs=self.budget.epochs - second),
-                replace(self.budget, epochs=second, lr=self.budget.lr * self.second_lr, warmup_epochs=0.0)]
-
-# %% ../../nbs/papers/01_attract_repulse.ipynb #1da947f3
-def recipe(data: str, budget: str, **changes) -> Recipe:
-    "The recipe for a data set at a budget; `changes` are readings to vary."
-    if budget not in ("smoke", "cpu", "gpu"): raise ValueError(f"budget must be smoke, cpu or gpu, got {budget!r}")
-    kind = data.split("-")[0].split(":")[0]
-    small = dict.fromkeys(("shapes", "cifar10", "cifar100", "fashion_mnist", "tiny"), "small")
-    size = {"digits": "tiny", **small}.get(kind, "photo")
-    large = "resnet50" if size == "photo" else "resnet18-small"
-    backbone = {"smoke": "resnet8", "cpu": "resnet8", "gpu": large}[budget]
-    epochs = {"smoke": 12, "cpu": 60 if size == "tiny" else 10, "gpu": 200}[budget]
-    batch = {"tiny": 50, "small": 128, "photo": 256}[size] if budget != "gpu" else 256
-    schedule = Budget(budget, epochs, batch, lr=0.1, weight_decay=1e-4 if budget == "gpu" else 5e-4,
-                      warmup_epochs=5 if budget == "gpu" else 1, precision="bf16" if budget == "gpu" else "no")
-    short = {} if budget == "gpu" else dict(mt_decay=0.98, mt_ramp_epochs=max(1, epochs // 20))
-    crowded = dict(cr_weight=0.1, cr_temperature=0.5) if size == "tiny" else {}  # every tenth image is of the own class
-    readings = replace(Readings(backbone=backbone), **{**short, **crowded, **changes})
-    return Recipe(schedule, readings, test_stride={"smoke": 4, "cpu": 1 if size == "tiny" else 5, "gpu": 1}[budget])
-
-# %% ../../nbs/papers/01_attract_repulse.ipynb #1e029491
-MAP_IMAGES = 600  # about so many test images, evenly spaced, keep their features for maps
-
-def crop_views(images: Tensor, data: str) -> Tensor:
-    "Float [B, n, 3, H, W]: enlarged by 256/224, ten crops of the old size; five for digits, which must not be mirrored."
-    size = images.shape[-1]
-    large = F.interpolate(to_float(images), size=round(size * 256 / 224), mode="bilinear", antialias=True)
-    return five_crop(large, size) if data.startswith("digits") else ten_crop(large, size)
-
-# %% ../../nbs/papers/01_attract_repulse.ipynb #10681f62
-def evaluate(method: AttractRepulse, test, train) -> tuple[dict, dict]:
-    "Metrics on `test` of the teacher, where there is one, and of the student; the arrays that ensembles and maps need."
-    teacher = method.teacher is not None
-    of = lambda part: predict(lambda images: part(method.output(images, teacher)), test).cpu()
-    scores, features = of(lambda output: output.logits).softmax(1), of(lambda output: output.features)
-    known = predict(lambda images: method.output(images, teacher).features, train).cpu()
-    crops = crop_predict(lambda images: method.predict(images, teacher), test, partial(crop_views, data=test.name),
-                         average=method.readings.tta_average).cpu()
-    student = predict(method.predict, test).cpu() if teacher else scores
-    labels = test.labels.cpu()
-    metrics = {"top1": accuracy(scores, labels), "top1_student": accuracy(student, labels),
-               "top1_tencrop": accuracy(crops, labels), "ece": expected_calibration_error(scores, labels),
-               "knn": knn_accuracy(known, train.labels.cpu(), features, labels, k=10),
-               "worst_class": per_class_accuracy(scores, labels, test.num_classes).min()}
-    shown = torch.arange(0, len(labels), max(1, len(labels) // MAP_IMAGES))
-    arrays = {"scores": scores.float(), "scores_tencrop": crops.float(), "labels": labels,
-              "features": features[shown].float(), "map_labels": labels[shown]}
-    return {k: round(float(v), 6) for k, v in metrics.items()}, {k: v.numpy() for k, v in arrays.items()}
-
-# %% ../../nbs/papers/01_attract_repulse.ipynb #e32c4dac
-LOSSES = tuple(f"arcbook.papers.attract_repulse.{name}" for name in (
-    "sce_terms", "contrastive_regularization", "tradeoff_weights", "AttractRepulseLoss", "AttractRepulse", "second_stage"))
-LOSSES += ("arcbook.contrast.nt_xent", "arcbook.contrast.repulse_term", "arcbook.contrast.normalize",
-           "arcbook.teachers.consistency", "arcbook.teachers.EMATeacher")   # a record keeps the hashes of all these
-
-# %% ../../nbs/papers/01_attract_repulse.ipynb #9eac48f0
-def train_method(variant: str, data: str, budget: str, seed: int, folder=None, callback=None, **changes):
-    "Train one rung in its stages, continuing from checkpoints in `folder`; the method, its histories and its recipe."
-    if variant not in VARIANTS: raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
-    plan = recipe(data, budget, **{**VARIANTS[variant], **changes})
-    images, readings = load(data, "train"), plan.readings
-    torch.manual_seed(step_seed(seed, 1))
-    method, histories = AttractRepulse(images.num_classes, data, readings, num_images=len(images)), []
-    for i, stage in enumerate(plan.stages(readings.mt_weight > 0 and readings.mt_stage == "sequential")):
-        if i: method = second_stage(method)
-        place = Path(folder) / f"stage{i + 1}" if folder else None
-        histories.append(fit(method, images, stage, seed=step_seed(seed, i), out=place, callback=callback))
-    return method, histories, plan
-
-# %% ../../nbs/papers/01_attract_repulse.ipynb #d465127b
-def train(variant: str, data: str, budget: str, seed: int, folder=None) -> Outcome:
-    "Train one rung and evaluate it on the test split: what `arcbook run` calls for each row and seed."
-    method, histories, plan = train_method(variant, data, budget, seed, folder)
-    images, test = load(data, "train"), load(data, "test")
-    test = test.subset(torch.arange(0, len(test), plan.test_stride))
-    metrics, arrays = evaluate(method, test, images)
-    terms = {name: thin([v for h in histories for v in h[name]]) for name in histories[0].names}
-    return Outcome(RunRecord(
-        paper="attract_repulse", variant=variant, data=data, split=images.digest(),
-        budget=asdict(plan.budget) | {"second_share": plan.second_share, "second_lr": plan.second_lr},
-        seed=seed, metrics=metrics, method=method.config, terms=terms, source=sources(*LOSSES),
-        test_split=test.digest(), note=f"every {plan.test_stride}th test image" if plan.test_stride > 1 else "",
-        device=histories[0].device,
-        seconds=sum(h.seconds for h in histories), peak_memory=max(h.peak_memory for h in histories)), arrays)
-
-# %% ../../nbs/papers/01_attract_repulse.ipynb #5f9b7047
-def combine(outcomes: list[Outcome]) -> list[RunRecord]:
-    "Rungs that train nothing: TenCrop of the full method, and ensembles over the seeds."
-    full = [o for o in outcomes if o.record.variant == "SCE+CR+MT"]
-    rows = [replace(o.record, variant="SCE+CR+MT, TenCrop", metrics={"top1": o.record.metrics["top1_tencrop"]}, terms={})
-            for o in full]
-    for variant in ("SCE+CR+MT", "CE"):
-        members = [o for o in outcomes if o.record.variant == variant]
-        if len(members) < 2: continue
-        mean = ensemble([torch.from_numpy(o.arrays["scores_tencrop"]) for o in members])
-        top1 = float(accuracy(mean, torch.from_numpy(members[0].arrays["labels"])))
-        rows.append(replace(members[0].record, variant=f"{variant}, TenCrop, ensemble", metrics={"top1": round(top1, 6)},
-                            terms={}, note=f"mean of the probabilities of {len(members)} seeds"))
-    return rows
-
-# %% ../../nbs/papers/01_attract_repulse.ipynb #ced4030e
-EXPERIMENT = Experiment(
-    "attract_repulse", "Attract-and-Repulse", "papers/01_attract_repulse.ipynb", "digits-few:10", tuple(VARIANTS),
-    train, combine, shorthand={"digits": "digits-few:10", "cifar100": "cifar100-few:50", "cifar10": "cifar10-few:50"}, rows=ROWS)
-
-# %% ../../nbs/papers/01_attract_repulse.ipynb #c12a7b49
-def draw_curves(records, out):
-    "Training terms of the full method, a line per seed."
-    import matplotlib.pyplot as plt
-    from arcbook.geometry import ATTRACT, REPULSE
-    fig, axes = plt.subplots(1, 3, figsize=(8, 2.5), layout="constrained")
-    names = {"ce": "cross entropy (attract)", "cr": "contrastive reg. (repulse)", "consistency": "consistency (stage 2)"}
-    for ax, (name, title), colour in zip(axes, names.items(), (ATTRACT, REPULSE, "0.35")):
-        for r in records:
-            values = r.terms.get(name) if r.variant == "SCE+CR+MT" else None
-            if values: ax.plot([i / len(values) for i in range(len(values))], values, color=colour, alpha=0.7, lw=1)
-        ax.set(title=title, xlabel="share of the run")
-    axes[0].set_ylabel("nats")
-    return fig
-
-# %% ../../nbs/papers/01_attract_repulse.ipynb #c13f23de
-def draw_maps(records, out):
-    "UMAP of unseen images under CE and under the full method, first seed."
-    import matplotlib.pyplot as plt
-    from arcbook.experiments import load_outcome
-    from arcbook.geometry import draw_map, umap_map
-    chosen = [r for r in records if r.seed == 0 and r.variant in ("CE", "SCE+CR+MT")]
-    fig, axes = plt.subplots(1, len(chosen), figsize=(4 * len(chosen), 3.6), layout="constrained", squeeze=False)
-    for ax, record in zip(axes[0], chosen):
-        arrays = load_outcome("attract_repulse", record.id, out).arrays
-        features, labels = torch.from_numpy(arrays["features"]), arrays["map_labels"]
-        ten = np.isin(labels, np.unique(labels)[:10])                      # as many classes as colours
-        title = f"{record.variant}: top-1 {record.metrics['top1']:.3f}"
-        names = np.unique(labels[ten], return_inverse=True)
-        draw_map(umap_map(features[ten]), names[1], [str(c) for c in names[0]], ax=ax, title=title)
-    return fig
-
-# %% ../../nbs/papers/01_attract_repulse.ipynb #8d4f15f6
-FIGURES = (draw_curves, draw_maps)   # of `arcbook run`, beside the ladder
-
-# %% ../../nbs/papers/01_attract_repulse.ipynb #0ea08793
-NOISY = "shapes, 40 % of labels flipped"
-
-def label_noise(seed: int, alpha: float = 1.0, beta: float = 0.0, epochs: int = 60, num_per_class: int = 150) -> RunRecord:
-    "Train on four kinds of glyphs, 40 % of labels flipped: clean accuracy, share of flips believed, of truths recovered."
-    noisy = make_shapes(num_per_class, num_classes=4, subclasses=1, flip_labels=0.4, seed=seed)
-    clean = make_shapes(100, num_classes=4, subclasses=1, seed=100 + seed)
-    readings = Readings(backbone="resnet8", cr_weight=0.0, mt_weight=0.0, sce_alpha=alpha, sce_beta=beta,
-                        sce_views="one", aug="plain")
-    torch.manual_seed(step_seed(seed, 1))
-    method, budget = AttractRepulse(4, "shapes", readings), Budget("cpu", epochs, 100, lr=0.1, warmup_epochs=1)
-    history = fit(method, noisy, budget, seed=seed)
-    predicted, flipped = predict(method.predict, noisy).argmax(1).cpu(), noisy.labels != noisy.truth["label"]
-    metrics = {"top1": float(accuracy(predict(method.predict, clean).cpu(), clean.labels)),
-               "believed": (predicted == noisy.labels)[flipped].float().mean().item(),
-               "recovered": (predicted == noisy.truth["label"])[flipped].float().mean().item()}
-    return RunRecord(
-        paper="attract_repulse", variant=f"SCE, alpha {alpha}, beta {beta}" if beta else "CE", data=NOISY,
-        split=noisy.digest(), test_split=clean.digest(), budget=asdict(budget), seed=seed, metrics=metrics,
-        method=method.config, terms={n: thin(history[n]) for n in history.names}, source=sources(*LOSSES),
-        device=history.device, seconds=history.seconds, peak_memory=history.peak_memory)
+    r, tau = readings, readings.cr_temperature
+    dim = r.cr_dim if r.cr_head != "none" else network.backbone.num_features
+    if r.cr_form == "moco_queue":
+        return KeyQueue(network, dim, tau, max(1, min(1024, num_images // 2)))
+    if r.cr_form == "memory_bank": return InstanceBank(num_images, dim, tau)
