@@ -8,9 +8,10 @@ from torch.testing import assert_close
 
 from arcbook.contrast import info_nce, nt_xent
 from arcbook.evaluation import ensemble
-from arcbook.papers.attract_repulse import (LOG_ZERO, OPTIONS, VARIANTS, AttractRepulse, AttractRepulseLoss, ContrastiveRegularizationLoss,
-                                            Readings, SymmetricCrossEntropyLoss, contrastive_regularization, recipe, second_stage,
-                                            symmetric_cross_entropy, crop_views)
+from arcbook.labs.attract_repulse import LAB, _crop_views
+from arcbook.papers import attract_repulse as chapter
+from arcbook.papers.attract_repulse import (LOG_ZERO, AttractRepulse, AttractRepulseLoss, ContrastiveRegularizationLoss, Readings,
+                                            SymmetricCrossEntropyLoss, contrastive_regularization, second_stage, symmetric_cross_entropy)
 from arcbook.teachers import EMATeacher, consistency, mean_teacher_decay, sigmoid_rampup
 from arcbook.training import Batch
 from arcbook.views import ten_crop
@@ -180,7 +181,7 @@ def test_17_ten_crop():
     image = torch.arange(9.0).view(1, 1, 3, 3).expand(1, 3, 3, 3)
     means = ten_crop(image, 2)[0, :, 0].mean((1, 2))
     assert_close(means, torch.tensor([2.0, 3, 5, 6, 6, 3, 2, 6, 5, 5]))
-    crops = crop_views(torch.rand(2, 3, 32, 32), "cifar100")
+    crops = _crop_views(torch.rand(2, 3, 32, 32), True)
     assert crops.shape[1:] == (10, 3, 32, 32)
 
 
@@ -219,25 +220,6 @@ def test_20_strength_of_rce(beta_over_alpha, a, ratio):
     assert close((reverse / ce)[0, 0], ratio, 1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_precisions(dtype):
-    logits, labels, embeddings, teacher = (v.to(dtype) if v.is_floating_point() else v for v in make_inputs())
-    exact = AttractRepulseLoss()(logits.double(), labels, embeddings.double(), teacher.double())
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != torch.float64):
-        terms = AttractRepulseLoss()(logits, labels, embeddings, teacher)
-    for name, value in terms._asdict().items():
-        assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        assert_close(value.double(), getattr(exact, name), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("tradeoff", OPTIONS["tradeoff"])
-def test_compiles_to_one_graph(tradeoff):
-    loss = AttractRepulseLoss(tradeoff=tradeoff)
-    inputs = make_inputs(torch.float32)
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    assert_close(compiled(*inputs).loss, loss(*inputs).loss)
-
-
 def test_modules_equal_functions():
     logits, labels, embeddings, _ = make_inputs()
     assert_close(SymmetricCrossEntropyLoss(2.0, 0.5, -4.0)(logits[0], labels), symmetric_cross_entropy(logits[0], labels, 2.0, 0.5, -4.0))
@@ -251,6 +233,9 @@ def test_modules_equal_functions():
     (lambda: symmetric_cross_entropy(Z, torch.tensor([-1])), "target"),
     (lambda: symmetric_cross_entropy(Z, torch.tensor([0, 1])), "target"),
     (lambda: symmetric_cross_entropy(Z, torch.ones(1, 4).double()), "target must be"),
+    (lambda: SymmetricCrossEntropyLoss(alpha=-1.0), "alpha must be finite and >= 0"),
+    (lambda: AttractRepulseLoss(beta=math.nan), "beta must be finite and >= 0"),
+    (lambda: AttractRepulseLoss(cr_weight=-5.0), "cr_weight must be finite and >= 0"),
     (lambda: symmetric_cross_entropy(Z, Y, log_zero=0.0), "log_zero must be finite and < 0"),
     (lambda: symmetric_cross_entropy(Z, Y, reduction="avg"), "reduction"),
     (lambda: contrastive_regularization(Z, Z, -1.0), "temperature"),
@@ -291,31 +276,83 @@ def test_teacher_has_no_effect_at_weight_zero():
     assert_close(*losses)
 
 
-@pytest.mark.parametrize("form", OPTIONS["cr_form"])
-def test_state_dict_resumes_bit_for_bit(form):
-    "Train three steps, save, train three more; a fresh method that loads the state must do the same three."
-    batch = Batch(torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8), torch.arange(6), torch.arange(6))
-    def fresh(seed):
-        torch.manual_seed(seed)
-        method = AttractRepulse(10, "digits", Readings(backbone="resnet8", mt_stage="joint", cr_form=form), num_images=20)
-        return method, torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.1)
-    def walk(method, optimizer, steps):
-        for step in steps:
-            optimizer.zero_grad()
-            terms = method.train()(batch, step, torch.Generator().manual_seed(step))
-            terms.loss.backward(), optimizer.step(), method.after_step(step)
-        return terms
-    method, optimizer = fresh(0)
-    walk(method, optimizer, (1, 2, 3))
-    state = {k: v.clone() for k, v in method.state_dict().items()}
-    expected = walk(method, optimizer, (4, 5, 6))
-    other, optimizer = fresh(1)
-    other.load_state_dict(state)
-    assert torch.equal(walk(other, optimizer, (4, 5, 6)).loss, expected.loss)
+
+def a_batch(n=6):
+    torch.manual_seed(3)
+    return Batch(torch.randint(0, 256, (n, 3, 16, 16), dtype=torch.uint8), torch.arange(n) % 3, torch.arange(n))
+
+
+def small(stage=1, **changes):
+    torch.manual_seed(0)
+    return AttractRepulse(3, "digits", Readings(backbone="resnet8", cr_dim=8, **changes), stage, num_images=20)
+
+
+# what the method does with its losses: each of these was once a mistake that no test saw
+
+def test_the_teacher_is_asked_about_the_other_view():
+    method, seen = small(stage=2), {}
+    hook = lambda name: lambda module, inputs: seen.setdefault(name, inputs[0].clone())
+    method.network.register_forward_pre_hook(hook("student"))
+    method.teacher.module.register_forward_pre_hook(hook("teacher"))
+    method(a_batch(), 1, torch.Generator().manual_seed(0))
+    first, second = seen["student"].chunk(2)
+    assert not torch.equal(first, second) and torch.equal(seen["teacher"], torch.cat([second, first]))
+
+
+def test_the_trade_off_by_confidence_is_detached():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 6, 4, dtype=torch.float64, requires_grad=True)
+    embeddings, labels = torch.randn(2, 6, 8, dtype=torch.float64), torch.arange(6) % 4
+    loss = AttractRepulseLoss(alpha=0.0, beta=0.0, tradeoff="stopgrad_py")
+    gradient, = torch.autograd.grad(loss(logits, labels, embeddings).loss, logits, allow_unused=True)
+    assert gradient is None or not gradient.any()
+    plain = AttractRepulseLoss(alpha=0.0, beta=0.0)(logits, labels, embeddings)
+    weight = logits.softmax(2).gather(2, labels.expand(2, 6)[..., None]).mean((0, 2))
+    terms = ContrastiveRegularizationLoss(reduction="none")(*embeddings)
+    assert_close(loss(logits, labels, embeddings).loss, (weight.repeat(2) * terms).mean().detach())
+    assert_close(plain.loss, terms.mean())
+
+
+def test_cutmix_uses_the_share_that_was_pasted(monkeypatch):
+    "Boxes are clipped at the border: the share that was drawn is not the share that is there."
+    method, batch, kept = small(mix="cutmix", cr_weight=0.0, mt_weight=0.0), a_batch(), {}
+    def paste(images, others, lam, generator):
+        kept["drawn"] = lam
+        return images, 0.3125
+    monkeypatch.setattr(chapter, "cutmix", paste)
+    generator = torch.Generator().manual_seed(0)
+    _, target = method.mixed(method.view(batch.images, generator), batch.labels, generator)
+    shares = {round(float(v), 4) for v in target.flatten()}
+    assert shares <= {0.0, 0.3125, 0.6875, 1.0} and 0.3125 in shares and round(kept["drawn"], 4) != 0.3125
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_second_stage_keeps_repulsion_only_where_it_shall(keep):
+    method = second_stage(small(mt_keep_cr=keep))
+    terms = method(a_batch(), 1, torch.Generator().manual_seed(0))
+    assert method.uses_cr == keep and (terms.cr > 0) == keep
+
+
+@pytest.mark.parametrize("stage,expected", [(1, math.exp(-5)), (2, 1.0)])
+def test_the_ramp_of_the_repulsion_belongs_to_stage_1(stage, expected):
+    method = small(stage, tradeoff="ramp", mt_weight=1.0 if stage == 2 else 0.0, sce_alpha=0.0, sce_beta=0.0, mt_ramp_epochs=5)
+    terms = method(a_batch(), 1, torch.Generator().manual_seed(0))
+    agree = math.exp(-5) * terms.consistency
+    assert_close(terms.loss, expected * terms.cr + agree, rtol=1e-4, atol=1e-5)
+
+
+def test_neighbours_are_looked_for_in_one_network_s_features(monkeypatch):
+    "kNN compares training and test images through the same network: the averaged one, where there is one."
+    trained = LAB.train("SCE+CR+MT", "digits-few:10", "smoke", seed=0, mt_weight=1.0)
+    asked, method = set(), trained.method
+    whole = type(method).output
+    monkeypatch.setattr(type(method), "output", lambda self, images, teacher=False: (asked.add((len(images), teacher)), whole(self, images, teacher))[1])
+    from arcbook.datasets import load
+    LAB.evaluate(trained, load("digits", "test").subset(torch.arange(0, 600, 20)))
+    assert {teacher for n, teacher in asked if n == 100} == {True}
 
 
 @pytest.mark.parametrize("data,budget", [("digits-few:10", "cpu"), ("cifar100-few:50", "gpu"), ("tiny-imagenet-50", "gpu"), ("vipriors", "gpu"), ("shapes", "smoke")])
 def test_every_variant_gets_the_same_number_of_epochs(data, budget):
-    for changes in VARIANTS.values():
-        plan = recipe(data, budget, **changes)
-        for sequential in (True, False): assert sum(s.epochs for s in plan.stages(sequential)) == plan.budget.epochs
+    totals = {sum(stage.epochs for stage in LAB.planned(variant, data, budget).stages) for variant in LAB.variants}
+    assert len(totals) == 1
