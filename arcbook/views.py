@@ -412,7 +412,8 @@ def five_crop(images: Tensor, size: int | tuple,
 # %% ../nbs/toolkit/05_views.ipynb #109eaeb4
 def ten_crop(images: Tensor, size: int | tuple, rounding: str = "up") -> Tensor:
     "Five crops of each image, then five of its mirror image: `[B,10,C,h,w]`"
-    return torch.cat([five_crop(x, size, rounding) for x in (images, images.flip(-1))], 1)
+    crops = five_crop(images, size, rounding)
+    return torch.cat([crops, five_crop(images.flip(-1), size, rounding)], 1)
 
 # %% ../nbs/toolkit/05_views.ipynb #e43e2433
 def standardize(images: Tensor, mean: tuple, std: tuple) -> Tensor:

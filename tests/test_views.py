@@ -16,6 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import RandomResizedCrop
 
 from arcbook import views as V
+from arcbook._checks import as_sides
+from arcbook.datasets import make_shapes
+from arcbook.profiles import profile_of
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 STRONG = V.Augment(("pad", 2), True, (10, 0.1, (0.9, 1.1)), 0.3, (0.4, 0.4, 0.4, 0.1), 0.8, 4, (0.4,) * 3, (0.2,) * 3)
@@ -111,16 +114,16 @@ def test_bad_images_are_named(function, bad):
     (lambda x: V.cutout(x, -2), "size must be >= 0, got -2"),
     (lambda x: V.random_resized_crop(x, 0), "size must be >= 1"),
     (lambda x: V.random_resized_crop(x, 8, ratio=(2, 1)), "ratio must be"),
-    (lambda x: V.scaled_crop(x, 8, (0.5, 0.9), unit="pixels"), 'unit must be "side" or "area"'),
+    (lambda x: V.scaled_crop(x, 8, (0.5, 0.9), unit="pixels"), "unit must be one of side, area, got 'pixels'"),
     (lambda x: V.scaled_crop(x, 8, (0, 0.9)), "scale must be"),
-    (lambda x: V.crop_resize(x, torch.zeros(1, 4), 8), r"boxes must be \[2,4\]"),
+    (lambda x: V.crop_resize(x, torch.zeros(1, 4), 8), r"boxes must have shape \[2, 4\], got \[1, 4\]"),
     (lambda x: V.crop_resize((x * 255).byte(), torch.zeros(2, 4), 8), "images must be floating point"),
     (lambda x: V.random_affine(x, scale=(0, 1)), "scale must be"),
     (lambda x: V.cutmix_box(8, 8, -0.1), r"lam must be in \[0, 1\], got -0.1"),
     (lambda x: V.cutmix(x, x[:1], 0.5), "images_b must have the shape of images_a"),
     (lambda x: V.mixup(x, x, 1.5), r"lam must be in \[0, 1\], got 1.5"),
     (lambda x: V.ten_crop(x, 9), r"size must be <= the images' \[8, 8\], got \[9, 9\]"),
-    (lambda x: V.ten_crop(x, 4, "down"), 'rounding must be "up" or "even"'),
+    (lambda x: V.ten_crop(x, 4, "down"), "rounding must be one of up, even"),
     (lambda x: V.border_trim(x, 0.5), r"fraction must be in \[0, 0.5\), got 0.5"),
     (lambda x: V.Augment(gray=0.2)(x[:, :1]), "images must have 3 channels, got 1"),
 ])
@@ -133,8 +136,8 @@ def test_bad_arguments_are_named(call, text):
 @pytest.mark.parametrize("mode", ["reflect", "zeros"])
 @pytest.mark.parametrize("size", [None, 5, (12, 6)])
 def test_random_crop_equals_naive_loop(mode, size):
-    x, (h, w) = noise(20, 3, 9, 11), (9, 11) if size is None else V._pair("", size)
-    rows, cols = V.windows(x, 4, (h, w), seeded(3))
+    x, (h, w) = noise(20, 3, 9, 11), (9, 11) if size is None else as_sides("size", size)
+    rows, cols = V._windows(x, 4, (h, w), seeded(3))
     padded = F.pad(x, (4,) * 4, mode="reflect" if mode == "reflect" else "constant")
     naive = [p[:, int(r[0]) + 4:int(r[0]) + 4 + h, int(c[0]) + 4:int(c[0]) + 4 + w] for p, r, c in zip(padded, rows, cols)]
     assert V.random_crop(x, 4, seeded(3), mode, size).equal(torch.stack(naive))
@@ -144,7 +147,7 @@ def test_random_crop_equals_naive_loop(mode, size):
 
 def test_random_crop_places_are_uniform():
     x = torch.zeros(1).expand(30_000, 1, 10, 10)
-    rows, cols = V.windows(x, 2, (10, 10), seeded())
+    rows, cols = V._windows(x, 2, (10, 10), seeded())
     counts = torch.bincount((rows[:, 0] + 2) * 5 + cols[:, 0] + 2, minlength=25)
     assert len(counts) == 25 and chi_square(counts, 30_000 / 25) < 51.2   # 24 degrees of freedom, p = 0.001
 
@@ -160,7 +163,7 @@ def test_crop_resize_equals_torchvision():
 def test_resize_matrix_rows_are_weights_inside_the_box():
     start, length = torch.tensor([0, 3, 11, 5]), torch.tensor([12, 4, 1, 7])
     for size in (1, 3, 12, 30):
-        matrix = V.resize_matrix(start, length, 12, size)
+        matrix = V._resize_matrix(start, length, 12, size)
         assert_close(matrix.sum(-1), torch.ones(4, size))
         assert (matrix >= 0).all()
         for m, s, n in zip(matrix, start, length): assert not m[:, :s].any() and not m[:, s + n:].any()
@@ -255,7 +258,7 @@ def test_jitter_matrix_equals_naive_pixels():
     x = noise(6, 3, 5, 4)
     factors = torch.stack([*(noise(3, 6, seed=2) * 1.5), noise(6, seed=3) - 0.5])
     b, c, s, h = factors
-    ours = V.apply_colour(x, V.colour_matrix(b, c, s, h), (1 - c) * b)
+    ours = V._apply_colour(x, V._colour_matrix(b, c, s, h), (1 - c) * b)
     naive = np.stack([naive_jitter(i, *map(float, f)) for i, f in zip(x, factors.T)])
     assert_close(ours.double(), torch.from_numpy(naive), atol=2e-6, rtol=0)
 
@@ -266,7 +269,7 @@ def test_single_changes_equal_torchvision(factor):
     zero = torch.zeros(5)
     for theirs, (b, c, s) in ((TV2.adjust_brightness, (factor, 1, 1)), (TV2.adjust_contrast, (1, factor, 1)),
                               (TV2.adjust_saturation, (1, 1, factor))):
-        ours = V.apply_colour(x, V.colour_matrix(b * n, c * n, s * n, zero), (1 - c * n) * b)
+        ours = V._apply_colour(x, V._colour_matrix(b * n, c * n, s * n, zero), (1 - c * n) * b)
         assert_close(ours, theirs(x, factor), atol=2e-4, rtol=0)   # torchvision's luma weights add up to 0.9999
 
 
@@ -274,8 +277,8 @@ def test_single_changes_equal_torchvision(factor):
 def test_hue_is_hsv_s_with_the_luma_kept(turn):
     x = noise(8, 3, 3, 3) * 0.2 + 0.4   # nothing is cut at 0 or 1
     n = torch.ones(8)
-    ours, theirs = V.apply_colour(x, V.colour_matrix(n, n, n, turn * n)), TV2.adjust_hue(x, turn)
-    luma = torch.tensor(V.LUMA)
+    ours, theirs = V._apply_colour(x, V._colour_matrix(n, n, n, turn * n)), TV2.adjust_hue(x, turn)
+    luma = torch.tensor(V._LUMA)
     assert_close(luma @ ours.flatten(2), luma @ x.flatten(2), atol=1e-6, rtol=0)
     for a, b in zip(ours.movedim(1, -1).reshape(-1, 3).tolist(), theirs.movedim(1, -1).reshape(-1, 3).tolist()):
         apart = (colorsys.rgb_to_hsv(*a)[0] - colorsys.rgb_to_hsv(*b)[0] + 0.5) % 1 - 0.5
@@ -286,7 +289,7 @@ def test_jitter_factors_are_uniform_and_independent():
     strengths, n = (0.4, 0.3, 0.2, 0.1), 20_000
     x = torch.zeros(1).expand(n, 3, 1, 1)
     matrix, lift = V._draw_jitter(x, strengths, 1.0, seeded())
-    grey, chroma, quarter = (part.flatten() for part in V.colour_parts())
+    grey, chroma, quarter = (part.flatten() for part in V._colour_parts())
     gain, cos, sin = torch.linalg.lstsq(torch.stack([grey, chroma, quarter], 1), matrix.flatten(1).T).solution
     b = lift + gain   # lift = (1-c) b, gain = b c
     c, s, h = gain / b, torch.hypot(cos, sin) / gain, torch.atan2(sin, cos) / (2 * math.pi)
@@ -394,7 +397,25 @@ def test_recipe_prints_pickles_and_compares(name):
     assert eval(repr(recipe), {"Augment": V.Augment}) == recipe == pickle.loads(pickle.dumps(recipe))
 
 
-def test_presets_are_found_by_the_data_set_s_name():
+PHOTOGRAPHS = V.Augment(crop=("resized", (0.2, 1.0)), flip=True, gray=0.2, jitter=(0.4, 0.4, 0.4, 0.1),
+                        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def test_presets_are_found_by_the_family_of_the_data():
+    assert V.augment_for("digits-few:10") == V.Augment(
+        affine=(12.0, 0.1, (0.85, 1.15)), jitter=(0.3, 0.3, 0, 0), mean=(0.305, 0.305, 0.305), std=(0.318, 0.318, 0.318))
+    assert V.augment_for("cifar100-lt:100") == V.Augment(
+        crop=("pad", 4), flip=True, jitter=(0.4, 0.4, 0.4, 0.1), cutout=8, mean=(0.5071, 0.4866, 0.4409), std=(0.2673, 0.2564, 0.2762))
     assert V.augment_for("cifar10") == V.augment_for("cifar10-lt:100") != V.augment_for("cifar100-few:50")
-    assert V.augment_for("tiny-imagenet-50") == V.augment_for("cub200") == V.Augment(**V.PHOTOGRAPHS)
-    assert not V.augment_for("digits-few:10").flip
+    for name in ("tiny-imagenet-50", "cub200-10", "imagenet-lt", "vipriors"): assert V.augment_for(name) == PHOTOGRAPHS
+
+
+@pytest.mark.parametrize("name", ["digits-of-plates", "shapes2", "cifar10.1", "cifar1000", "my-own"])
+def test_a_name_that_begins_like_a_known_one_is_no_known_set(name):
+    assert V.augment_for(name) == PHOTOGRAPHS
+
+
+def test_views_are_found_for_a_profile_and_for_a_set():
+    assert V.augment_for(profile_of("shapes-fine")) == V.augment_for("shapes") == V.augment_for(make_shapes(2))
+    unlike = replace(profile_of("cifar10"), mirror=False, mean=(0.1, 0.2, 0.3))
+    assert V.augment_for(unlike) == replace(V.augment_for("cifar10"), flip=False, mean=(0.1, 0.2, 0.3))
