@@ -240,3 +240,34 @@ def test_a_network_of_a_whole_classifier_is_refused_with_the_way_out():
     whole = resnet18()
     with pytest.raises(ValueError, match=r"backbone must have num_features .*remove_classifier.* got ResNet"): M.Network(whole, 3)
     assert M.Network(M.remove_classifier(whole), 3).classifier.in_features == 512
+
+
+# ---------------------------------------------------------------- images averaged over squares
+
+@pytest.mark.parametrize("name, factor", [("resnet8/2", 2), ("resnet14/3", 3), ("resnet18-small/4", 4), ("mobilenet_v3_small/2", 2)])
+def test_a_factor_after_the_slash_averages_squares(name, factor):
+    ours = seeded(lambda: M.backbone(name)).eval()
+    body = seeded(lambda: M.backbone(name.partition("/")[0])).eval()
+    x = noise(2, 3, 24, 24)
+    squares = torch.stack([torch.stack([x[:, :, i:i + factor, j:j + factor].mean((2, 3)) for j in range(0, 24, factor)], -1)
+                           for i in range(0, 24, factor)], -2)
+    assert_close(ours(x), body(squares))
+    assert ours.num_features == body.num_features and M.Network(name, 5)(x).logits.shape == (2, 5)
+
+
+def test_a_factor_and_weights_from_a_file(tmp_path):
+    body = seeded(lambda: M.resnet_cifar(8))
+    torch.save(body.state_dict(), tmp_path / "w.pt")
+    loaded = M.backbone("resnet8/2", str(tmp_path / "w.pt"))
+    assert all(v.equal(body.state_dict()[k.partition(".")[2]]) for k, v in loaded.state_dict().items())   # of the body inside
+    assert type(M.backbone("resnet8/1")) is M.ResNet
+
+
+@pytest.mark.parametrize("name", ["resnet8/", "resnet8/0", "resnet8/-2", "resnet8/2.5", "resnet8/two", "resnet8/2/2", "/2"])
+def test_a_factor_is_a_whole_number(name):
+    with pytest.raises(ValueError, match="^name must be"): M.backbone(name)
+
+
+def test_modules_say_what_they_are():
+    assert "num_features=64, num_classes=10" in repr(M.Network("resnet8", 10)) and "num_features=64" in repr(M.resnet_cifar(8))
+    assert "stride=2, shortcut='B'" in repr(M.Block(4, 8, 2, "B"))
