@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from ..behaviour import load_behaviour
 from ..datasets import load, make_shapes
 from ..evaluation import (accuracy, crop_predict, ensemble, expected_calibration_error,
-                                knn_accuracy, per_class_accuracy, predict)
+                                knn_accuracy, per_class_accuracy, predict, some_indices)
 from ..experiments import Lab, Outcome, Plan, Probes, draw_rungs, draw_terms
 from ..ledger import RunRecord, runs_root, thin
 from ..method import step_seed
@@ -112,7 +112,7 @@ def _evaluate(trained, test) -> tuple[dict, dict]:
                "ece": expected_calibration_error(scores, labels),
                "knn": knn_accuracy(known, truth, features, labels, k=10),
                "worst_class": per_class_accuracy(scores, labels, test.num_classes).min()}
-    shown = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:MAP_IMAGES].sort().values
+    shown = some_indices(len(labels), MAP_IMAGES)
     return metrics, {"scores": scores.float(), "scores_tencrop": crops.float(), "labels": labels,
                      "features": features[shown].float(), "map_labels": labels[shown]}
 
