@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from torch import nn, tensor
 from torch.testing import assert_close
 
+from arcbook import selection
 from arcbook.contrast import sup_con
 from arcbook.datasets import load
-from arcbook.memory import MemoryQueue
+from arcbook.method import Batch
 from arcbook.papers import cone
-from arcbook.papers.cone import (FAITHFUL, LOSSES, OPTIONS, VARIANTS, CoNe, CoNeLoss, CoNeNetwork, DistributionalConsistencyLoss,
-                                 NeighbourContrastLoss, Readings, class_centre_loss, confident, crop_and_flip,
-                                 distributional_consistency, faithful_readings, make_queue, momentum_of, nearest_keys,
-                                 neighbour_contrast, neighbour_target, recipe, subclass_purity)
-from arcbook.ledger import sources
-from arcbook.teachers import EMATeacher, cosine_momentum
-from arcbook.training import Batch, Budget, fit
+from arcbook.papers.cone import (FAITHFUL, CoNe, CoNeLoss, CoNeNetwork, DistributionalConsistencyLoss,
+                                 NeighbourContrastLoss, Readings, class_centre_loss,
+                                 distributional_consistency, make_queue, neighbour_contrast, neighbour_target)
+from arcbook.profiles import profile_of
+from arcbook.teachers import cosine_momentum
+from arcbook.training import Budget, fit
 
 f64 = torch.float64
 
@@ -117,7 +117,8 @@ def test_consistency_values_and_gradients_equal_nested_loops(k, tau, own):
 
 @pytest.mark.parametrize("size", [1, 3, 8, 50])
 def test_blocks_of_any_size_equal_nested_loops(monkeypatch, size):
-    monkeypatch.setattr(cone, "key_blocks", lambda rows, keys, k=1, cells=0: [slice(i, min(i + size, len(keys))) for i in range(0, len(keys), size)])
+    def blocks(rows, keys, k=1, cells=0): return [slice(i, min(i + size, len(keys))) for i in range(0, len(keys), size)]
+    for module in (cone, selection): monkeypatch.setattr(module, "key_blocks", blocks)
     q, y, logits, mq = batch()
     z, key_labels, probs = memory()
     for own in (None, OWN):
@@ -126,22 +127,6 @@ def test_blocks_of_any_size_equal_nested_loops(monkeypatch, size):
              lambda q: loop_neighbour(q, y, z, key_labels, 6, 0.2, "in", own), q)
         same(lambda x: distributional_consistency(x, mq, z, probs, 0.1, "none", **numbers),
              lambda x: loop_dc(x, mq, z, probs, 0.1, None, own), logits)
-
-
-@pytest.mark.parametrize("n,k", [(1, 1), (7, 3), (64, 4), (65, 4), (999, 40), (4096, 1), (5000, 300), (640, 41)])
-def test_top_columns_equals_topk(n, k):
-    for x in (draw(6, n), draw(6, n).round(decimals=1), draw(6, n).masked_fill(draw(6, n, seed=1) > 0, -math.inf), torch.arange(n).double().expand(6, n)):
-        values, columns = cone.top_columns(x, k)
-        assert torch.equal(values.sort(descending=True).values, x.topk(min(k, n)).values)
-        assert torch.equal(x.gather(1, columns), values)
-        assert all(len(row.unique()) == min(k, n) for row in columns)
-
-
-def test_blocks_cover_all_keys_once():
-    for rows, size, k in ((256, 65536, 512), (1, 7, 512), (10**7, 9, 4), (256, 8192, 1), (0, 5, 1)):
-        blocks = cone.key_blocks(rows, torch.zeros(size, 1), k)
-        assert [i for b in blocks for i in range(b.start, b.stop)] == list(range(size))
-    assert max(b.stop - b.start for b in cone.key_blocks(256, torch.zeros(65536, 1), 512)) == 8192
 
 
 def test_reductions_and_modules():
@@ -386,7 +371,7 @@ def test_t9_confidence_filter(c, edge):
     for a, kept in ((edge - 1e-6, True), (edge + 1e-6, False)):
         logits = torch.zeros(1, c, dtype=f64)
         logits[0, 0] = a
-        assert bool(confident(logits, 1e-8)) is kept
+        assert bool(cone._confident(logits, 1e-8)) is kept
 
 
 @pytest.mark.parametrize("row,ce,smallest", [([10, 9, -9] + [0] * 997, 0.3458, 3.96e-9), ([10, 9] + [-9] * 8, 0.31326, 4.10e-9)])
@@ -521,11 +506,11 @@ def test_t12_momentum_network():
 
 @pytest.mark.parametrize("share,value", [(0, 0.996), (0.25, 0.99658579), (0.5, 0.998), (0.75, 0.99941421), (1, 1)])
 def test_t13_schedule(share, value):
-    assert abs(momentum_of(Readings(), 1000)(1000 * share) - value) < 1e-8
-    assert abs(momentum_of(Readings(momentum_schedule="code"), 1000)(1000 * share) - value) < 1e-8
-    assert momentum_of(Readings(momentum_schedule="code", momentum=0.999), 1000) == 0.999     # the code's quirk
-    assert momentum_of(Readings(momentum_schedule="constant"), 1000) == 0.996
-    assert abs(momentum_of(Readings(momentum=0.999), 1000)(0) - 0.999) < 1e-12
+    assert abs(cone._momentum_of(Readings(), 1000)(1000 * share) - value) < 1e-8
+    assert abs(cone._momentum_of(Readings(momentum_schedule="code"), 1000)(1000 * share) - value) < 1e-8
+    assert cone._momentum_of(Readings(momentum_schedule="code", momentum=0.999), 1000) == 0.999     # the code's quirk
+    assert cone._momentum_of(Readings(momentum_schedule="constant"), 1000) == 0.996
+    assert abs(cone._momentum_of(Readings(momentum=0.999), 1000)(0) - 0.999) < 1e-12
 
 
 def test_t14_the_top_k_matters():
@@ -562,6 +547,7 @@ def test_sup_con_analytic_values():
 
 # precisions, compilation, errors -------------------------------------------------------------------------------------
 
+# -> conformance
 @pytest.mark.parametrize("dtype,tolerance", [(f64, 1e-12), (torch.float32, 2e-5), (torch.bfloat16, 2e-5), (torch.float16, 2e-5)])
 @pytest.mark.parametrize("form", ["in", "out"])
 def test_precisions(dtype, tolerance, form):
@@ -590,6 +576,7 @@ def test_a_queue_in_another_precision():
         assert_close(got.loss.double(), expected.loss.double(), atol=2e-3, rtol=0)
 
 
+# -> conformance
 @pytest.mark.parametrize("options", [{}, dict(form="out"), dict(mean_in_log=True, k_dc=5, min_prob=1e-8, min_mass=1e-8, label_smoothing=0.1)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_compiles_to_one_graph(options, masked):
@@ -666,7 +653,6 @@ Z, T, PI = memory()
     (lambda: CoNe(10, "digits", Readings(backbone="resnet8", start="soon")), "start must be one of"),
     (lambda: CoNe(10, "digits", Readings(report="best")), "report must be one of"),
     (lambda: CoNe(10, "digits", Readings(), faithful="paper"), "faithful must be one of None, code"),
-    (lambda: recipe("digits", "huge"), "budget must be one of"),
 ])
 def test_bad_input_names_the_argument(call, message):
     with pytest.raises(ValueError, match=message): call()
@@ -720,6 +706,7 @@ def test_control_without_memory_trains_the_same_network():
 @pytest.mark.parametrize("changes", [dict(views="two_crops"), dict(ema_bn="average"), dict(mask_self=True), dict(form="out"), dict(k_dc=3),
                                      dict(head="linear_fc"), dict(label_smoothing=0.1), dict(start="epoch1"), dict(mean_in_log=True),
                                      dict(momentum_schedule="constant"), dict(min_prob=1e-8, min_mass=1e-8)])
+# -> conformance
 def test_every_reading_trains(changes):
     method = tiny(**changes)
     terms = walk(method, optimizer_of(method), range(1, 8))
@@ -742,12 +729,14 @@ def test_average_of_buffers_is_evaluated():
 
 
 def test_faithful_mode_is_one_place():
-    readings = faithful_readings(Readings(), "code")
-    assert {name: getattr(readings, name) for name in FAITHFUL["code"]} == FAITHFUL["code"]
-    assert CoNe(10, "digits", Readings(backbone="resnet8", queue_size=9), faithful="code").readings.min_prob == 1e-8
-    assert faithful_readings(Readings(), None) == Readings() and recipe("imagenet", "gpu", "code").readings.min_mass == 1e-8
+    small = Readings(backbone="resnet8", queue_size=9)
+    plain, coded = (CoNe(10, "digits", small, faithful=mode) for mode in (None, "code"))
+    assert plain.readings == small and coded.readings == replace(small, **FAITHFUL["code"])
+    assert coded.readings.changes(since=small).keys() == {"min_prob", "min_mass", "start", "queue_start", "momentum_schedule"}
+    assert len(coded.queue) == 9 and len(plain.queue) == 0 and coded.config["min_mass"] == 1e-8
 
 
+# -> conformance
 @pytest.mark.parametrize("steps", [2, 5, 9])
 @pytest.mark.parametrize("changes", [{}, dict(mask_self=True, form="out"), dict(ema_bn="average", views="two_crops")])
 def test_state_dict_resumes_bit_for_bit(steps, changes):
@@ -766,6 +755,7 @@ def test_state_dict_resumes_bit_for_bit(steps, changes):
 class Stop(Exception): pass
 
 
+# -> conformance
 @pytest.mark.parametrize("stop_at", [2, 5, 7])
 def test_a_resumed_fit_equals_the_uninterrupted_one(tmp_path, stop_at):
     data = load("digits-few:4", "train")                            # 40 images in steps of 9: 4 a epoch, 23 slots
@@ -781,85 +771,35 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(tmp_path, stop_at):
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
 
 
-def test_recipes_of_the_specification():
-    imagenet = recipe("imagenet", "gpu")
-    b, r = imagenet.budget, imagenet.readings
-    assert (b.epochs, b.batch_size, b.lr, b.weight_decay, b.warmup_epochs, b.precision) == (100, 1024, 0.4, 1e-4, 5, "fp16")
-    assert (r.backbone, r.queue_size, r.k, r.sup_temperature, r.dc_temperature, r.alpha_sup, r.alpha_dc, r.momentum, r.dim, r.mask_self) == (
-        "resnet50", 65536, 512, 0.1, 0.07, 0.7, 0.4, 0.996, 256, False)
-    small = recipe("cifar100", "gpu")
-    assert (small.budget.epochs, small.budget.batch_size, small.budget.lr, small.budget.weight_decay, small.readings.backbone) == (200, 256, 0.1, 5e-4, "resnet18-small")
-    assert small.readings.queue_size == 64 * 256 < 50000 / 2 and small.readings.mask_self
-    assert crop_and_flip("imagenet").crop == ("resized", (0.08, 1.0)) and crop_and_flip("imagenet").jitter is None
-    assert crop_and_flip("cifar100").crop == ("pad", 4) and crop_and_flip("cifar100").cutout == 0
+def test_views_are_crop_and_flip():
+    views = cone._crop_and_flip(profile_of("imagenet"))
+    assert views.crop == ("resized", (0.08, 1.0)) and views.jitter is None and views.flip
+    small = cone._crop_and_flip(profile_of("cifar100-few:50"))
+    assert small.crop == ("pad", 4) and small.cutout == 0 and small.jitter is None
+    assert cone._crop_and_flip(profile_of("tiny-imagenet")).crop == ("resized", (0.2, 1.0))
+    assert not cone._crop_and_flip(profile_of("digits")).flip
 
 
-@pytest.mark.parametrize("data,name", [("shapes-few:200", "cpu"), ("digits-few:40", "smoke"), ("digits-few:10", "gpu"), ("digits", "cpu")])
-def test_small_queues_stay_below_half_the_data(data, name):
-    images, classes = cone.size_of(data)
-    r = recipe(data, name).readings
-    assert r.queue_size < images / 2
-    assert 2 <= r.k / (r.queue_size / classes) <= 8 and r.mask_self
-
-
-def test_recipe_of_a_set_that_is_not_here(monkeypatch, tmp_path):
-    monkeypatch.setenv("ARCBOOK_DATA", str(tmp_path))
-    cone.size_of.cache_clear()
-    r = recipe("cifar100", "gpu").readings
-    cone.size_of.cache_clear()
-    assert (r.queue_size, r.k) == (64 * 256, 512)
-
-
-def test_small_sets_of_photographs_do_not_meet_their_own_keys(monkeypatch):
-    monkeypatch.setattr(cone, "size_of", lambda data: {"cub200": (5994, 200), "imagenet-lt": (115846, 1000), "imagenet": (1281167, 1000)}[data])
-    assert recipe("imagenet", "gpu").readings == Readings()
-    for data, n in (("cub200", 5994), ("imagenet-lt", 115846)):
-        r = recipe(data, "gpu").readings
-        assert r.queue_size < n / 2 and r.mask_self and r.backbone == "resnet50"
+def test_a_method_knows_what_its_images_are():
+    for data in ("digits-few:4", profile_of("digits-few:4"), load("digits-few:4", "train")):
+        method = CoNe(10, data, Readings(backbone="resnet8", dim=8, head_hidden=16, queue_size=9))
+        assert method.config["data"] == "digits-few:4" and method.profile.family == "digits"
 
 
 def test_a_backbone_may_see_images_at_half_resolution():
     torch.manual_seed(0)
-    half = cone.backbone("resnet8/2").eval()
+    half = CoNeNetwork("resnet8/2", 10, dim=8, hidden=16).backbone.eval()
     x = draw(2, 3, 32, 32, dtype=torch.float32)
     assert half.num_features == 64
     assert_close(half(x), half[1](F.avg_pool2d(x, 2)))
-    assert recipe("shapes-few:40", "cpu").readings.backbone == "resnet8/2"
 
 
-def test_subclass_purity():
-    keys, labels, kinds = prototypes(4, 1)[0].repeat(2, 1), tensor([0, 0, 1, 1] * 2), tensor([0, 1, 0, 1] * 2)
-    own = keys[:4], labels[:4], kinds[:4]
-    assert subclass_purity(keys, labels, kinds, *own, k=2) == 1 and subclass_purity(keys, labels, kinds, *own, k=4, within=True) == 0.5
-    assert subclass_purity(keys, labels, kinds, *own, k=99, within=True) == 0.5 and subclass_purity(keys, labels, kinds, *own, k=8) == 0.25
-
-
-def test_light_and_dark_glyphs_are_told_apart():
-    "Against what the generator drew: its dark grounds have a value of 0.1 to 0.4, its light ones of 0.7 to 0.95."
-    from arcbook.datasets import _draw_nuisances, make_shapes, random_stream
-    drawn = _draw_nuisances(120, random_stream(5, 0))
-    truth = drawn["glyph"].max(1) > drawn["ground"].max(1)
-    got = cone.lighter(make_shapes(20, seed=5)).numpy()
-    assert (got == truth).mean() > 0.9
-
-
-def test_evaluation_measures_what_labels_do_not_tell():
-    torch.manual_seed(0)
-    glyphs, test = load("shapes-few:4", "train"), load("shapes", "val").subset(torch.arange(0, 600, 7))
-    metrics, arrays = cone.evaluate(CoNe(6, "shapes", Readings(backbone="resnet8", dim=8, head_hidden=16, queue_size=9)), test, glyphs)
-    assert set(metrics) == {"top1", "knn", "subclass", "subclass_within", "lighter_within"} and all(0 <= v <= 1 for v in metrics.values())
-    assert {len(arrays[n]) for n in ("predicted", "labels", "embeddings", "features", "map_labels", "map_subclasses", "map_lighter")} == {len(test)}
-    assert arrays["embeddings"].shape[1] == 8 and arrays["features"].shape[1] == 64
-    assert len(cone.some(10_000, 600).unique()) == 600 and set((cone.some(10_000, 600) % 3).tolist()) == {0, 1, 2}
-
-
-def test_the_ladder_and_its_controls():
-    assert cone.EXPERIMENT.variants + cone.CONTROLS.variants == tuple(VARIANTS) == cone.EXPERIMENT.rows
-    for changes in VARIANTS.values(): assert recipe("digits-few:10", "cpu", **changes).budget == recipe("digits-few:10", "cpu").budget
-
-
-def test_every_source_of_a_record_exists():
-    assert all(sources(*LOSSES).values())
+def test_modules_say_their_settings():
+    assert repr(NeighbourContrastLoss(7, 0.3)) == ("NeighbourContrastLoss(temperature=0.3, reduction='mean', k=7, form='in', "
+                                                   "mean_in_log=False, min_mass=None)")
+    assert "alpha_sup=0.7" in repr(CoNeLoss()) and "k=None" in repr(DistributionalConsistencyLoss())
+    method = repr(CoNe(10, "digits", Readings(backbone="resnet8", dim=8, head_hidden=16, queue_size=9)))
+    assert "queue_size=9" in method and "dim=8" in method
 
 
 # two processes ---------------------------------------------------------------------------------------------------
@@ -892,6 +832,7 @@ def worker(rank, folder):
     torch.distributed.destroy_process_group()
 
 
+# -> conformance
 def test_two_processes_do_what_one_would(tmp_path):
     torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2))

@@ -7,200 +7,120 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..contrast import (at_least_float32, check_embeddings, check_labels, check_option, check_reduction,
-                              check_temperature, cosine_logits, normalize, reduce_loss, values_readable)
-from ..datasets import load
-from ..evaluation import accuracy, knn_accuracy, predict
-from ..experiments import Experiment, Outcome, draw_rungs
-from ..ledger import RunRecord, sources, thin
-from ..memory import MemoryQueue, is_count
-from ..models import Output, projection_head, shrunk
-from ..models import backbone as whole_backbone
+from .._checks import (check_count, check_device, check_distributions, check_embeddings,
+                             check_labels, check_number, check_option, check_reduction,
+                             check_stored, check_temperature, values_readable)
+from ..contrast import _Loss, at_least_float32, cosine_logits, normalize, reduce_loss
+from ..memory import MemoryQueue
+from ..method import Batch, Method
+from ..models import Output, backbone, projection_head, shrunk
+from ..profiles import Profile, profile_of
+from ..readings import BelowOne, Count, InnerShare, NonNegative, Positive, Settings, Share
+from ..selection import (block_cosines, inverse_length, key_blocks, nearest_keys,
+                               weighted_rows)
 from ..teachers import EMATeacher, cosine_momentum
-from ..training import Budget, Method, fit, step_seed
 from ..views import Augment, augment_for
 
 # %% auto #0
-__all__ = ['FAITHFUL', 'OPTIONS', 'VARIANTS', 'LOSSES', 'K_EVAL', 'MAP_IMAGES', 'MOST_NEIGHBOURS', 'EXPERIMENT', 'CONTROLS',
-           'FIGURES', 'class_pull', 'mass_loss', 'check_k', 'check_stored', 'check_device', 'check_memory',
-           'inverse_length', 'key_blocks', 'block_cosines', 'top_columns', 'NearestKeys', 'weighted_rows',
-           'nearest_keys', 'neighbour_contrast', 'all_pull', 'check_neighbour', 'neighbour_target',
-           'distributional_consistency', 'check_dc', 'check_shares', 'confident', 'class_centre_loss',
-           'NeighbourContrastLoss', 'DistributionalConsistencyLoss', 'CoNeTerms', 'CoNeLoss', 'check_weights',
-           'backbone', 'CoNeNetwork', 'Readings', 'faithful_readings', 'check_readings', 'momentum_of', 'make_queue',
-           'crop_and_flip', 'CoNeModel', 'CoNe', 'Recipe', 'size_of', 'queue_sizes', 'recipe', 'training_images',
-           'train_method', 'train', 'subclass_purity', 'marks', 'lighter', 'some', 'outputs_of', 'evaluate',
-           'draw_curves', 'draw_maps']
+__all__ = ['FAITHFUL', 'class_pull', 'mass_loss', 'neighbour_contrast', 'neighbour_target', 'distributional_consistency',
+           'class_centre_loss', 'NeighbourContrastLoss', 'DistributionalConsistencyLoss', 'CoNeTerms', 'CoNeLoss',
+           'CoNeNetwork', 'Readings', 'make_queue', 'CoNe']
 
 # %% ../../nbs/papers/05_cone.ipynb #732bd5e3
 def class_pull(cosines: Tensor, same: Tensor, temperature: float) -> Tensor:
-    "SupCon's L_out, [B]: the mean over positives of -log softmax; -inf is no candidate; 0 without positives."
+    "SupCon's L_out, [B]: mean over positives of -log softmax; -inf is no candidate"
     low, same = torch.finfo(cosines.dtype).min, same & (cosines > -math.inf)
     logits = (cosines / temperature).clamp(min=low)
     mean = torch.where(same, logits, 0).sum(1) / same.sum(1).clamp(min=1)
     return torch.where(same.any(1), logits.logsumexp(1) - mean, 0)
 
 # %% ../../nbs/papers/05_cone.ipynb #8cf84d6f
-def mass_loss(cosines: Tensor, same: Tensor, temperature: float, min_mass: float | None = None) -> Tensor:
-    "-log sum_same softmax(cosines / temperature), [B], as softplus of a difference of log-sum-exps; never below 0."
+def mass_loss(cosines: Tensor, same: Tensor, temperature: float,
+              min_mass: float | None = None) -> Tensor:
+    "-log of the softmax mass of `same`, [B], never below 0; -inf is no candidate"
     low = torch.finfo(cosines.dtype).min
     logits = (cosines / temperature).masked_fill(cosines == -math.inf, low)
-    foes, friends = logits.masked_fill(same, low).logsumexp(1), logits.masked_fill(~same, low).logsumexp(1)
-    loss, counted = F.softplus(foes - friends, threshold=60), same.any(1)
+    foes = logits.masked_fill(same, low).logsumexp(1)
+    friends = logits.masked_fill(~same, low).logsumexp(1)
+    loss = F.softplus(foes - friends, threshold=60)        # log(1 + foes / friends)
+    counted = same.any(1)
     if min_mass is not None: counted = counted & (loss < -math.log(min_mass))
     return torch.where(counted, loss, 0)
 
 # %% ../../nbs/papers/05_cone.ipynb #aa52b409
-def check_k(k):
-    if not is_count(k): raise ValueError(f"k must be an integer > 0, got {k!r}")
-
-def check_stored(name: str, x, shape: tuple):
-    "A floating tensor of that shape, None for any length. Its values were looked at when they were stored."
-    wanted = ["K" if n is None else n for n in shape]
-    if isinstance(x, Tensor) and x.is_floating_point() and x.ndim == len(shape):
-        if all(n in (None, m) for n, m in zip(shape, x.shape)): return
-    got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-    raise ValueError(f"{name} must be a floating tensor {wanted}, got {got}")
-
-def check_device(queries: Tensor, **others):
-    for name, x in others.items():
-        if isinstance(x, Tensor) and x.device != queries.device:
-            raise ValueError(f"{name} must be on {queries.device} with the queries, got {x.device}")
-
-def check_memory(queries, keys, indices, key_indices):
-    "Queries [B, D] and keys [K, D]; the numbers of their images, both or neither."
+def _check_memory(queries, keys, indices, key_indices):
+    "Queries [B, D] and keys [K, D]; the numbers of their images, both or neither"
     check_embeddings("queries", queries)
-    check_stored("keys", keys, (None, queries.shape[1]))
+    check_stored("keys", keys, ("K", queries.shape[1]))
     check_device(queries, keys=keys, indices=indices, key_indices=key_indices)
     if (indices is None) != (key_indices is None):
         raise ValueError("indices and key_indices must be given both or neither")
     if indices is None: return
-    check_labels("indices", indices, len(queries)), check_labels("key_indices", key_indices, len(keys))
+    check_labels("indices", indices, len(queries))
+    check_labels("key_indices", key_indices, len(keys))
 
-# %% ../../nbs/papers/05_cone.ipynb #51927b76
-def inverse_length(keys: Tensor) -> Tensor:
-    "What each key must be multiplied with to have length 1, [K]; 0 for a key without direction."
-    length = keys.norm(dim=1)
-    if values_readable(keys) and not (length < math.inf).all(): raise ValueError("keys must be finite, got NaN or inf")
-    return torch.where(length > 1e-12, 1 / length.clamp(min=1e-12), 0)
+# %% ../../nbs/papers/05_cone.ipynb #3f46b6ca
+def _check_neighbour(queries, labels, keys, key_labels, own):
+    _check_memory(queries, keys, *own)
+    check_labels("labels", labels, len(queries))
+    check_labels("key_labels", key_labels, len(keys))
+    check_device(queries, labels=labels, key_labels=key_labels)
+    if len(labels) and values_readable(labels) and labels.min() < 0:
+        raise ValueError(f"labels must be >= 0, got {int(labels.min())}: -1 is for keys that "
+                         "are nobody's")
 
-# %% ../../nbs/papers/05_cone.ipynb #0e4022c1
-def key_blocks(rows: int, keys: Tensor, k: int = 1, cells: int = 2**21) -> list[slice]:
-    "Slices of the keys, so that a block of cosines has about so many cells, 16 times as many on a GPU."
-    size = max(cells * (1 if keys.device.type == "cpu" else 16) // max(rows, 1), 2 * k, 1)
-    return [slice(i, min(i + size, len(keys))) for i in range(0, len(keys), size)]
-
-def block_cosines(queries: Tensor, keys: Tensor, scale: Tensor, block: slice, indices, key_indices) -> Tensor:
-    "Cosines of unit queries [B, D] with a block of keys; -inf with an image's own keys, if numbers are given."
-    cosines = (queries @ keys[block].T).mul_(scale[block])
-    if indices is None: return cosines
-    return cosines.masked_fill_(indices[:, None] == key_indices[None, block], -math.inf)
-
-# %% ../../nbs/papers/05_cone.ipynb #9cd304c3
-def top_columns(x: Tensor, k: int, group: int = 8) -> tuple[Tensor, Tensor]:
-    "The k largest values of each row and their columns, in no order; exact, but for ties at rank k."
-    n, groups = x.shape[1], x.shape[1] // group
-    if groups < 2 * k: return x.topk(min(k, n), dim=1, sorted=False)
-    maxima = x[:, :groups * group].unflatten(1, (group, groups)).amax(1)     # group c: columns c, c + groups ...
-    first = maxima.topk(k, dim=1, sorted=False).indices[:, None]
-    members = first + groups * torch.arange(group, device=x.device)[:, None]
-    rest = torch.arange(groups * group, n, device=x.device).expand(len(x), -1)
-    columns = torch.cat([members.flatten(1), rest], 1)
-    values, chosen = x.gather(1, columns).topk(k, dim=1, sorted=False)
-    return values, columns.gather(1, chosen)
-
-# %% ../../nbs/papers/05_cone.ipynb #9cdde7ea
-class NearestKeys(torch.autograd.Function):
-    "Cosines with the k nearest keys [B, k] and their numbers; a gradient goes to the queries only, through those k."
-    @staticmethod
-    def forward(ctx, queries, keys, scale, k, indices, key_indices):
-        best = queries.new_empty(len(queries), 0)
-        place = torch.empty_like(best, dtype=torch.long)
-        for block in key_blocks(len(queries), keys, k, 2**23):
-            values, columns = top_columns(block_cosines(queries, keys, scale, block, indices, key_indices), k)
-            best, place = torch.cat([best, values], 1), torch.cat([place, columns + block.start], 1)
-            if best.shape[1] > k:
-                best, kept = best.topk(k, dim=1, sorted=False)
-                place = place.gather(1, kept)
-        ctx.save_for_backward(keys, scale, place)
-        ctx.mark_non_differentiable(place)
-        return best, place
-
-    @staticmethod
-    def backward(ctx, d_cosines, _):
-        keys, scale, place = ctx.saved_tensors
-        return weighted_rows(d_cosines * scale[place], place, keys), None, None, None, None, None
-
-# %% ../../nbs/papers/05_cone.ipynb #d93087c4
-def weighted_rows(weights: Tensor, place: Tensor, rows: Tensor) -> Tensor:
-    "sum_j weights[i, j] rows[place[i, j]], without ever holding the gathered rows [B, k, D]."
-    if rows.device.type == "mps":                                 # knows no embedding_bag with weights
-        return weights.new_zeros(len(weights), len(rows)).scatter_add_(1, place, weights) @ rows
-    return F.embedding_bag(place, rows, per_sample_weights=weights, mode="sum")
-
-# %% ../../nbs/papers/05_cone.ipynb #8f7c21c3
-def nearest_keys(queries: Tensor, keys: Tensor, k: int, indices=None, key_indices=None) -> tuple[Tensor, Tensor]:
-    "Cosines with the min(k, K) nearest keys and their numbers, in no order; -inf where an image has no other key left."
-    queries = normalize(queries)
-    keys = keys.detach().to(torch.promote_types(queries.dtype, at_least_float32(keys[:0]).dtype))
-    with torch.autocast(queries.device.type, enabled=False):
-        scale, k = inverse_length(keys), min(k, len(keys))
-        return NearestKeys.apply(queries.to(keys.dtype), keys, scale, k, indices, key_indices)
+def _check_settings(k, temperature, reduction, form="in", min_mass=None):
+    if k is not None: check_count("k", k)
+    check_temperature(temperature)
+    check_reduction(reduction)
+    check_option("form", form, ("in", "out"))
+    if min_mass is not None: check_number("min_mass", min_mass, "in (0, 1)")
 
 # %% ../../nbs/papers/05_cone.ipynb #5a0a00f3
 def neighbour_contrast(
-    queries: Tensor,           # q [B, D], of any length
-    labels: Tensor,            # y [B]
-    keys: Tensor,              # Z [K, D], constants
-    key_labels: Tensor,        # Y [K]; -1 is nobody's
-    k: int = 512,              # neighbours kept, of all classes; clamped to K
-    temperature: float = 0.1,  # tau_sup
-    reduction: str = "mean",   # over all anchors; "none" gives [B]
+    queries: Tensor,            # q [B, D], of any length
+    labels: Tensor,             # y [B]
+    keys: Tensor,               # Z [K, D], constants
+    key_labels: Tensor,         # Y [K]; -1 is nobody's
+    k: int = 512,               # neighbours kept, of all classes; clamped to K
+    temperature: float = 0.1,   # tau_sup
+    reduction: str = "mean",    # over all anchors; "none" gives [B]
     *,
-    form: str = "in",          # "out": SupCon's L_out on all keys, whatever k
-    mean_in_log: bool = False, # add log |P|, |P| the positives among the neighbours: SupCon's L_in
+    form: str = "in",           # "out": SupCon's L_out on all keys, whatever k
+    mean_in_log: bool = False,  # add log |P|, |P| positive neighbours: SupCon's L_in
     min_mass: float | None = None,      # drop anchors with less mass than this (the code: 1e-8)
-    indices: Tensor | None = None,      # [B], with
-    key_indices: Tensor | None = None,  # [K]: keys of the anchor's own image are no candidates
+    indices: Tensor | None = None, key_indices: Tensor | None = None,    # [B], [K]: mask own keys
 ) -> Tensor:
-    """-log of the softmax mass, among the anchor's k nearest keys, of those of its class [@zheng2023cone].
+    """-log of the softmax mass, among an anchor's k nearest keys, of those of its class.
 
-    0, with a gradient path, without a same-class neighbour or any key. `ValueError` for wrong shapes, types, values."""
-    check_neighbour(queries, labels, keys, key_labels, k, reduction, form, min_mass, indices, key_indices)
-    check_temperature(temperature)
+    0, with a gradient path, without such a key. `ValueError` for bad input. [@zheng2023cone]"""
+    own = indices, key_indices
+    _check_neighbour(queries, labels, keys, key_labels, own)
+    _check_settings(k, temperature, reduction, form, min_mass)
     if len(keys) == 0: return reduce_loss(normalize(queries).sum(1) * 0, reduction)
-    if form == "out": loss = all_pull(queries, labels, keys, key_labels, temperature, indices, key_indices)
-    else:
-        cosines, place = nearest_keys(queries, keys, k, indices, key_indices)
-        same = (key_labels[place] == labels[:, None]) & (cosines > -math.inf)
-        loss = mass_loss(cosines, same, temperature, min_mass)
-        if mean_in_log: loss = loss + same.sum(1).clamp(min=1).to(loss.dtype).log()
+    if form == "out":
+        loss = _all_pull(queries, labels, keys, key_labels, temperature, own)
+        return reduce_loss(loss, reduction)
+    cosines, place = nearest_keys(queries, keys, k, *own)
+    same = (key_labels[place] == labels[:, None]) & (cosines > -math.inf)
+    loss = mass_loss(cosines, same, temperature, min_mass)
+    if mean_in_log: loss = loss + same.sum(1).clamp(min=1).to(loss.dtype).log()
     return reduce_loss(loss, reduction)
 
 # %% ../../nbs/papers/05_cone.ipynb #76f8e00f
-def all_pull(queries, labels, keys, key_labels, temperature, indices, key_indices) -> Tensor:
-    "`class_pull` on all keys but an image's own, [B]."
-    cosines = cosine_logits(queries, keys.detach(), 1.0)
-    if indices is not None: cosines = cosines.masked_fill(indices[:, None] == key_indices, -math.inf)
+def _all_pull(queries, labels, keys, key_labels, temperature, own) -> Tensor:
+    "`class_pull` on all keys but an image's own, [B]"
+    cosines, (indices, key_indices) = cosine_logits(queries, keys.detach(), 1.0), own
+    if indices is not None:
+        cosines = cosines.masked_fill(indices[:, None] == key_indices, -math.inf)
     return class_pull(cosines, labels[:, None] == key_labels, temperature)
-
-# %% ../../nbs/papers/05_cone.ipynb #3f46b6ca
-def check_neighbour(queries, labels, keys, key_labels, k, reduction, form, min_mass, indices, key_indices):
-    check_memory(queries, keys, indices, key_indices)
-    check_labels("labels", labels, len(queries)), check_labels("key_labels", key_labels, len(keys))
-    check_device(queries, labels=labels, key_labels=key_labels)
-    if len(labels) and values_readable(labels) and labels.min() < 0:
-        raise ValueError(f"labels must be >= 0, got {int(labels.min())}: -1 is for keys that are nobody's")
-    check_k(k), check_reduction(reduction), check_option("form", form, ("in", "out"))
-    if min_mass is not None and not 0 < min_mass < 1: raise ValueError(f"min_mass must be in (0, 1), got {min_mass}")
 
 # %% ../../nbs/papers/05_cone.ipynb #5136ec18
 @torch.no_grad()
@@ -210,15 +130,21 @@ def neighbour_target(
     key_probs: Tensor,            # Pi [K, C]
     temperature: float = 0.07,    # tau_dc
     k: int | None = None,         # only the k nearest; None: all keys
-    indices: Tensor | None = None, key_indices: Tensor | None = None,  # an image's own keys are no candidates
+    indices: Tensor | None = None,      # [B], with
+    key_indices: Tensor | None = None,  # [K]: an image's own keys are no candidates
 ) -> Tensor:                      # p [B, C]; zeros where there is no candidate
-    "Average of the stored class distributions, weighted by a softmax of the cosines; in float32 at least."
-    queries, c = normalize(momentum_queries), key_probs.shape[1]
-    if len(keys) == 0: return queries.new_zeros(len(queries), c)
-    if k is not None:
-        cosines, place = nearest_keys(queries, keys, k, indices, key_indices)
-        weights = (cosines / temperature).clamp(min=torch.finfo(cosines.dtype).min).softmax(1)
-        return weighted_rows(weights * (cosines > -math.inf), place, key_probs.to(weights.dtype))
+    "Stored class distributions, averaged by a softmax of the cosines; in float32 at least"
+    queries, own = normalize(momentum_queries), (indices, key_indices)
+    if len(keys) == 0: return queries.new_zeros(len(queries), key_probs.shape[1])
+    if k is None: return _average_of_all(queries, keys, key_probs, temperature, *own)
+    cosines, place = nearest_keys(queries, keys, k, *own)
+    logits = (cosines / temperature).clamp(min=torch.finfo(cosines.dtype).min)
+    weights = logits.softmax(1) * (cosines > -math.inf)
+    return weighted_rows(weights, place, key_probs.to(weights.dtype))
+
+# %% ../../nbs/papers/05_cone.ipynb #8e1d5b8b
+def _average_of_all(queries, keys, key_probs, temperature, indices, key_indices) -> Tensor:
+    "sum_j softmax_j(cosine / temperature) key_probs[j] for unit queries, a block at a time"
     keys = keys.to(torch.promote_types(queries.dtype, at_least_float32(keys[:0]).dtype))
     queries, scale = queries.to(keys.dtype), inverse_length(keys) / temperature
     top, mass, total = queries.new_full((len(queries), 1), -2 / temperature), 0, 0
@@ -226,10 +152,10 @@ def neighbour_target(
         for block in key_blocks(len(queries), keys):
             logits = block_cosines(queries, keys, scale, block, indices, key_indices)
             higher = torch.maximum(top, logits.amax(1, keepdim=True))
-            weights, shrink = logits.sub_(higher).exp_(), (top - higher).exp()
+            shrink, top = (top - higher).exp(), higher
+            weights = logits.sub_(higher).exp_()
             mass = mass * shrink + weights.sum(1, keepdim=True)
             total = total * shrink + weights @ key_probs[block].to(keys.dtype)
-            top = higher
     return torch.where(mass > 0, total / mass.clamp(min=1e-30), 0)
 
 # %% ../../nbs/papers/05_cone.ipynb #5049c1a5
@@ -245,81 +171,68 @@ def distributional_consistency(
     indices: Tensor | None = None,      # [B], with
     key_indices: Tensor | None = None,  # [K]: keys of the image itself are no candidates
 ) -> Tensor:
-    """KL(neighbours' average class distribution || softmax(logits)); everything but `logits` is constant.
+    """KL(neighbours' average class distribution || softmax(logits)), constant but for `logits`.
 
-    0, with a gradient path, where there is no candidate. Raises `ValueError`. Source: [@zheng2023cone], its code."""
-    check_dc(logits, momentum_queries, keys, key_probs, k, reduction, indices, key_indices)
-    check_temperature(temperature)
-    target = neighbour_target(momentum_queries, keys, key_probs, temperature, k, indices, key_indices)
-    check_shares(target, len(keys))
+    0, with a gradient path, without a candidate. `ValueError` for bad input. [@zheng2023cone]"""
+    own = indices, key_indices
+    _check_consistency(logits, momentum_queries, keys, key_probs, own)
+    _check_settings(k, temperature, reduction)
+    target = neighbour_target(momentum_queries, keys, key_probs, temperature, k, *own)
+    check_distributions("key_probs", target, 2e-2, or_zeros=True)
     log_p = F.log_softmax(at_least_float32(logits), 1)
     target = target.to(log_p.dtype)
-    return reduce_loss((torch.xlogy(target, target) - target * log_p).sum(1), reduction)
+    kl = (torch.xlogy(target, target) - target * log_p).sum(1)
+    return reduce_loss(kl, reduction)
 
 # %% ../../nbs/papers/05_cone.ipynb #87b8a911
-def check_dc(logits, momentum_queries, keys, key_probs, k, reduction, indices, key_indices):
+def _check_consistency(logits, momentum_queries, keys, key_probs, own):
     check_embeddings("logits", logits)
     check_embeddings("momentum_queries", momentum_queries, length=len(logits))
-    check_memory(momentum_queries, keys, indices, key_indices)
+    _check_memory(momentum_queries, keys, *own)
     check_stored("key_probs", key_probs, (len(keys), logits.shape[1]))
     check_device(momentum_queries, logits=logits, key_probs=key_probs)
-    if k is not None: check_k(k)
-    check_reduction(reduction)
-
-def check_shares(target: Tensor, num_keys: int):
-    "What `key_probs` average to must be distributions (or zeros); looked at only where that is free."
-    if not values_readable(target) or not num_keys: return
-    total = target.sum(1)
-    if not ((target >= 0).all() and ((total - 1).abs() < 2e-2).logical_or(total == 0).all()):
-        raise ValueError("key_probs must hold class distributions: rows >= 0 that sum to 1, got NaN or others")
 
 # %% ../../nbs/papers/05_cone.ipynb #33929ec0
-def confident(logits: Tensor, min_prob: float) -> Tensor:
-    "Whether each row's smallest class probability is above `min_prob`, [B]: a limit on the range of its logits."
+def _confident(logits: Tensor, min_prob: float) -> Tensor:
+    "Whether each row's smallest class probability is above `min_prob`, [B]"
     logits = at_least_float32(logits)
     return logits.logsumexp(1) - logits.amin(1) < -math.log(min_prob)
 
 # %% ../../nbs/papers/05_cone.ipynb #599d0b8e
 def class_centre_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    "Cross entropy [B]; smoothing gives the *other* classes label_smoothing / (C - 1) each, as the code does."
+    "Cross entropy [B]; smoothing gives each of the *other* classes label_smoothing / (C - 1)"
     log_p = F.log_softmax(at_least_float32(logits), 1)
     own = log_p.gather(1, labels.long()[:, None]).squeeze(1)
     if label_smoothing == 0: return -own
-    return -(1 - label_smoothing) * own - label_smoothing / (log_p.shape[1] - 1) * (log_p.sum(1) - own)
+    each = label_smoothing / (log_p.shape[1] - 1)
+    return -(1 - label_smoothing) * own - each * (log_p.sum(1) - own)
 
 # %% ../../nbs/papers/05_cone.ipynb #79bf2d86
-class NeighbourContrastLoss(nn.Module):
-    "`neighbour_contrast` with its hyper-parameters held."
-    def __init__(self, k: int = 512, temperature: float = 0.1, reduction: str = "mean", form: str = "in",
-                 mean_in_log: bool = False, min_mass: float | None = None):
-        super().__init__()
-        e, y = torch.zeros(1, 1), torch.zeros(1, dtype=torch.long)
-        check_neighbour(e, y, e, y, k, reduction, form, min_mass, None, None), check_temperature(temperature)
-        self.k, self.temperature, self.reduction = k, temperature, reduction
-        self.options = dict(form=form, mean_in_log=mean_in_log, min_mass=min_mass)
+class NeighbourContrastLoss(_Loss):
+    "`neighbour_contrast` with its hyper-parameters held"
+    def __init__(self, k: int = 512, temperature: float = 0.1, reduction: str = "mean",
+                 form: str = "in", mean_in_log: bool = False, min_mass: float | None = None):
+        _check_settings(k, temperature, reduction, form, min_mass)
+        super().__init__(temperature, reduction, k=k, form=form, mean_in_log=mean_in_log,
+                         min_mass=min_mass)
 
-    def forward(self, queries: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor, indices=None,
-                key_indices=None) -> Tensor:
-        return neighbour_contrast(queries, labels, keys, key_labels, self.k, self.temperature, self.reduction,
-                                  indices=indices, key_indices=key_indices, **self.options)
-
-    def extra_repr(self) -> str: return f"k={self.k}, temperature={self.temperature}, {self.options}"
+    def forward(self, queries: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor,
+                indices: Tensor | None = None, key_indices: Tensor | None = None) -> Tensor:
+        return neighbour_contrast(queries, labels, keys, key_labels, indices=indices,
+                                  key_indices=key_indices, **self.settings())
 
 # %% ../../nbs/papers/05_cone.ipynb #538551ad
-class DistributionalConsistencyLoss(nn.Module):
-    "`distributional_consistency` with its hyper-parameters held."
+class DistributionalConsistencyLoss(_Loss):
+    "`distributional_consistency` with its hyper-parameters held"
     def __init__(self, temperature: float = 0.07, reduction: str = "mean", k: int | None = None):
-        super().__init__()
-        check_temperature(temperature), check_reduction(reduction)
-        if k is not None: check_k(k)
-        self.temperature, self.reduction, self.k = temperature, reduction, k
+        _check_settings(k, temperature, reduction)
+        super().__init__(temperature, reduction, k=k)
 
-    def forward(self, logits: Tensor, momentum_queries: Tensor, keys: Tensor, key_probs: Tensor, indices=None,
-                key_indices=None) -> Tensor:
-        return distributional_consistency(logits, momentum_queries, keys, key_probs, self.temperature, self.reduction,
-                                          k=self.k, indices=indices, key_indices=key_indices)
-
-    def extra_repr(self) -> str: return f"temperature={self.temperature}, k={self.k}"
+    def forward(self, logits: Tensor, momentum_queries: Tensor, keys: Tensor, key_probs: Tensor,
+                indices: Tensor | None = None, key_indices: Tensor | None = None) -> Tensor:
+        return distributional_consistency(logits, momentum_queries, keys, key_probs,
+                                          indices=indices, key_indices=key_indices,
+                                          **self.settings())
 
 # %% ../../nbs/papers/05_cone.ipynb #d9589ab5
 class CoNeTerms(NamedTuple):
@@ -329,58 +242,83 @@ class CoNeTerms(NamedTuple):
     sup: Tensor  # neighbours
     dc: Tensor   # distributional consistency
 
+# %% ../../nbs/papers/05_cone.ipynb #b7c04206
+def _per_anchor(loss: CoNeLoss, logits, labels, queries, momentum_queries, keys, key_labels,
+                key_probs, own) -> tuple[Tensor, Tensor, Tensor]:
+    "Class centres, neighbours and consistency, [B] each; 0 for what needs a memory without one"
+    check_embeddings("logits", logits)
+    check_labels("labels", labels, len(logits), logits.shape[1])
+    ce = class_centre_loss(logits, labels, loss.label_smoothing)
+    sup = dc = torch.zeros_like(ce)
+    if keys is None: return ce, sup, dc
+    if loss.alpha_sup > 0: sup = loss.sup(queries, labels, keys, key_labels, *own)
+    if loss.alpha_dc > 0: dc = loss.dc(logits, momentum_queries, keys, key_probs, *own)
+    if loss.min_prob is not None:
+        kept = _confident(logits, loss.min_prob)
+        ce, dc = torch.where(kept, ce, 0), torch.where(kept, dc, 0)
+    return ce, sup, dc
+
+# %% ../../nbs/papers/05_cone.ipynb #e32c4dac
+def _check_weights(alpha_sup, alpha_dc, min_prob, label_smoothing):
+    check_number("alpha_sup", alpha_sup, "finite and >= 0")
+    check_number("alpha_dc", alpha_dc, "finite and >= 0")
+    if min_prob is not None: check_number("min_prob", min_prob, "in (0, 1)")
+    check_number("label_smoothing", label_smoothing, "in [0, 1)")
+
 # %% ../../nbs/papers/05_cone.ipynb #3303c59d
 class CoNeLoss(nn.Module):
-    "CE + alpha_sup * neighbour contrast + alpha_dc * distributional consistency; CE alone where no memory is given."
-    def __init__(self, alpha_sup: float = 0.7, alpha_dc: float = 0.4, k: int = 512, sup_temperature: float = 0.1,
-                 dc_temperature: float = 0.07, form: str = "in", mean_in_log: bool = False, k_dc: int | None = None,
-                 min_prob: float | None = None, min_mass: float | None = None, label_smoothing: float = 0.0):
+    "CE + alpha_sup * neighbour contrast + alpha_dc * consistency; CE alone without a memory"
+    def __init__(self, alpha_sup: float = 0.7, alpha_dc: float = 0.4, k: int = 512,
+                 sup_temperature: float = 0.1, dc_temperature: float = 0.07, form: str = "in",
+                 mean_in_log: bool = False, k_dc: int | None = None, min_prob: float | None = None,
+                 min_mass: float | None = None, label_smoothing: float = 0.0):
         super().__init__()
-        check_weights(alpha_sup, alpha_dc, min_prob, label_smoothing)
+        _check_weights(alpha_sup, alpha_dc, min_prob, label_smoothing)
         self.alpha_sup, self.alpha_dc = alpha_sup, alpha_dc
         self.min_prob, self.label_smoothing = min_prob, label_smoothing
         self.sup = NeighbourContrastLoss(k, sup_temperature, "none", form, mean_in_log, min_mass)
         self.dc = DistributionalConsistencyLoss(dc_temperature, "none", k_dc)
 
-    def forward(self, logits: Tensor, labels: Tensor,                              # l [B, C], y [B]
-                queries: Tensor | None = None, momentum_queries: Tensor | None = None,  # q, k~ [B, D]
-                keys: Tensor | None = None, key_labels: Tensor | None = None,      # Z [K, D], Y [K]; None: CE alone
-                key_probs: Tensor | None = None,                                   # Pi [K, C]
-                indices: Tensor | None = None, key_indices: Tensor | None = None,  # [B], [K]: mask an image's own keys
-                ) -> CoNeTerms:
-        check_embeddings("logits", logits), check_labels("labels", labels, len(logits), logits.shape[1])
-        ce = class_centre_loss(logits, labels, self.label_smoothing)
-        sup, dc, own = torch.zeros_like(ce), torch.zeros_like(ce), (indices, key_indices)
-        if keys is not None and self.alpha_sup > 0: sup = self.sup(queries, labels, keys, key_labels, *own)
-        if keys is not None and self.alpha_dc > 0: dc = self.dc(logits, momentum_queries, keys, key_probs, *own)
-        if keys is not None and self.min_prob is not None:
-            ce, dc = (torch.where(confident(logits, self.min_prob), term, 0) for term in (ce, dc))
-        ce, sup, dc = (reduce_loss(term, "mean") for term in (ce, sup, dc))
+    def forward(
+        self, logits: Tensor, labels: Tensor,                # l [B, C], y [B]
+        queries: Tensor | None = None,                       # q [B, D]
+        momentum_queries: Tensor | None = None,              # k~ [B, D]
+        keys: Tensor | None = None,                          # Z [K, D]; None: no memory
+        key_labels: Tensor | None = None,                    # Y [K]
+        key_probs: Tensor | None = None,                     # Pi [K, C]
+        indices: Tensor | None = None, key_indices: Tensor | None = None,    # [B], [K]: own keys
+    ) -> CoNeTerms:
+        terms = _per_anchor(self, logits, labels, queries, momentum_queries, keys, key_labels,
+                            key_probs, (indices, key_indices))
+        ce, sup, dc = (reduce_loss(term, "mean") for term in terms)
         return CoNeTerms(ce + self.alpha_sup * sup + self.alpha_dc * dc, ce, sup, dc)
 
-# %% ../../nbs/papers/05_cone.ipynb #e32c4dac
-def check_weights(alpha_sup, alpha_dc, min_prob, label_smoothing):
-    for name, value in (("alpha_sup", alpha_sup), ("alpha_dc", alpha_dc)):
-        if not 0 <= value < math.inf: raise ValueError(f"{name} must be finite and >= 0, got {value}")
-    if min_prob is not None and not 0 < min_prob < 1: raise ValueError(f"min_prob must be in (0, 1), got {min_prob}")
-    if not 0 <= label_smoothing < 1: raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+    def extra_repr(self) -> str: return f"alpha_sup={self.alpha_sup}, alpha_dc={self.alpha_dc}"
 
 # %% ../../nbs/papers/05_cone.ipynb #5feeeac0
-def backbone(name: str) -> nn.Module:
-    "A backbone by name; \"resnet8/2\" sees images averaged over squares of 2 pixels."
+def _backbone(name: str) -> nn.Module:
+    "A backbone by name; \"resnet8/2\" sees images averaged over squares of 2 pixels"
     name, _, factor = name.partition("/")
-    return shrunk(whole_backbone(name), int(factor or 1))
+    return shrunk(backbone(name), int(factor or 1))
 
 # %% ../../nbs/papers/05_cone.ipynb #1da947f3
 class CoNeNetwork(nn.Module):
-    "Backbone -> projection -> classifier *on the projection*, images to `Output(h, l, v)`."
-    def __init__(self, name: str, num_classes: int, head: str = "same", dim: int = 256, hidden: int | None = None):
+    "Backbone -> projection -> classifier *on the projection*, images to `Output(h, l, v)`"
+    def __init__(
+        self,
+        name: str,                  # of a backbone; "resnet8/2" sees images at half resolution
+        num_classes: int,
+        head: str = "same",         # or "linear_fc": no projection
+        dim: int = 256,             # D
+        hidden: int | None = None,  # of the projection; None: max(2 d, 4096)
+    ):
         super().__init__()
         check_option("head", head, ("same", "linear_fc"))
-        self.backbone = backbone(name)
+        self.backbone = _backbone(name)
         width = self.backbone.num_features
         kind, self.dim = ("none", width) if head == "linear_fc" else ("mlp2", dim)
-        self.head = projection_head(kind, width, dim, hidden or max(2 * width, 4096), batch_norm=True)
+        hidden = hidden or max(2 * width, 4096)
+        self.head = projection_head(kind, width, dim, hidden, batch_norm=True)
         self.classifier = nn.Linear(self.dim, num_classes)
 
     def forward(self, images: Tensor) -> Output:
@@ -388,313 +326,136 @@ class CoNeNetwork(nn.Module):
         embeddings = self.head(features)
         return Output(features, self.classifier(embeddings), embeddings)
 
+    def extra_repr(self) -> str: return f"dim={self.dim}"
+
 # %% ../../nbs/papers/05_cone.ipynb #1e029491
 @dataclass(frozen=True)
-class Readings:
-    "Every choice with its default; those with a number are ours, where the sources are silent (the list above)."
-    alpha_sup: float = 0.7            # weight of the neighbour loss
-    alpha_dc: float = 0.4             # weight of distributional consistency
-    k: int = 512                      # 5: neighbours
-    queue_size: int = 65536           # 5: K
-    sup_temperature: float = 0.1      # 5: tau_sup
-    dc_temperature: float = 0.07      # 5: tau_dc
-    form: str = "in"                  # 12: or "out", SupCon on the queue
-    mean_in_log: bool = False         # 1
-    k_dc: int | None = None           # 2: all keys, or the k nearest
-    head: str = "same"                # 4: classifier on the projection, or "linear_fc" on the features
-    dim: int = 256                    # D
-    head_hidden: int | None = None    # None: max(2 d, 4096)
-    backbone: str = "resnet50"        # 5 on small data sets
-    start: str = "filled_and_epoch1"  # 6: or "epoch1"
-    queue_start: str = "empty"        # or "random", the code's: counts as filled
-    mask_self: bool = False           # 7: an image's own older keys are no candidates
-    min_prob: float | None = None     # 8: the confidence filter; 1e-8 in the code
-    min_mass: float | None = None     # the mass threshold; 1e-8 in the code
-    label_smoothing: float = 0.0
-    views: str = "same"               # 9: or "two_crops"
-    ema_bn: str = "train"             # 10: or "average"
-    momentum: float = 0.996           # m_0
-    momentum_schedule: str = "cosine" # or "constant", or "code": cosine up to 0.996, else constant
-    report: str = "last"              # 11: the last weights; "best" would choose by the test set and is refused
+class Readings(Settings):
+    "Every choice; those with a number are ours, where the sources are silent (the list above)"
+    alpha_sup: NonNegative = 0.7       # weight of the neighbour loss
+    alpha_dc: NonNegative = 0.4        # weight of distributional consistency
+    k: Count = 512                     # 5: neighbours
+    queue_size: Count = 65536          # 5: K
+    sup_temperature: Positive = 0.1    # 5: tau_sup
+    dc_temperature: Positive = 0.07    # 5: tau_dc
+    form: Literal["in", "out"] = "in"  # 12: "out" is SupCon on the queue
+    mean_in_log: bool = False          # 1
+    k_dc: Count | None = None          # 2: all keys, or the k nearest
+    head: Literal["same", "linear_fc"] = "same"   # 4: on the projection, or on the features
+    dim: Count = 256                   # D
+    head_hidden: Count | None = None   # None: max(2 d, 4096)
+    backbone: str = "resnet50"         # 5 on small data sets
+    start: Literal["filled_and_epoch1", "epoch1"] = "filled_and_epoch1"      # 6
+    queue_start: Literal["empty", "random"] = "empty"     # "random", the code's, counts as filled
+    mask_self: bool = False            # 7: an image's own older keys are no candidates
+    min_prob: InnerShare | None = None  # 8: the confidence filter; 1e-8 in the code
+    min_mass: InnerShare | None = None  # the mass threshold; 1e-8 in the code
+    label_smoothing: BelowOne = 0.0
+    views: Literal["same", "two_crops"] = "same"          # 9
+    ema_bn: Literal["train", "average"] = "train"         # 10
+    momentum: Share = 0.996            # m_0
+    momentum_schedule: Literal["cosine", "constant", "code"] = "cosine"   # "code": up to 0.996
+    report: Literal["last"] = "last"   # 11: the last weights; "best" would choose by the test set
 
 # %% ../../nbs/papers/05_cone.ipynb #10681f62
-FAITHFUL = {"code": dict(min_prob=1e-8, min_mass=1e-8, start="epoch1", queue_start="random", mask_self=False,
-                         momentum_schedule="code")}   # everything in which the code differs from our defaults
-
-def faithful_readings(readings: Readings, faithful: str | None) -> Readings:
-    "The readings as they are (None), or with all that the code does differently (\"code\")."
-    check_option("faithful", faithful, (None, *FAITHFUL))
-    return replace(readings, **FAITHFUL.get(faithful, {}))
-
-# %% ../../nbs/papers/05_cone.ipynb #c12a7b49
-OPTIONS = {"form": ("in", "out"), "head": ("same", "linear_fc"), "start": ("filled_and_epoch1", "epoch1"),
-           "queue_start": ("empty", "random"), "views": ("same", "two_crops"), "ema_bn": ("train", "average"),
-           "momentum_schedule": ("cosine", "constant", "code"), "report": ("last",)}
-
-def check_readings(readings: Readings):
-    for name, allowed in OPTIONS.items(): check_option(name, getattr(readings, name), allowed)
+FAITHFUL = {"code": dict(min_prob=1e-8, min_mass=1e-8, start="epoch1", queue_start="random",
+                         mask_self=False, momentum_schedule="code")}
 
 # %% ../../nbs/papers/05_cone.ipynb #9eac48f0
-def momentum_of(readings: Readings, total_steps: int):
-    "The momentum as a function of the step, or a constant."
+def _momentum_of(readings: Readings, total_steps: int):
+    "The momentum as a function of the step, or a constant"
     kind = readings.momentum_schedule
     rises = kind == "cosine" or (kind == "code" and readings.momentum <= 0.996)
     return cosine_momentum(readings.momentum, total_steps) if rises else readings.momentum
 
 # %% ../../nbs/papers/05_cone.ipynb #d465127b
 def make_queue(size: int, dim: int, num_classes: int, start: str = "empty") -> MemoryQueue:
-    "Keys, labels, class distributions and numbers of images; \"random\" starts with the code's invented content."
-    fields = dict(keys=dim, labels=torch.long, probs=num_classes, images=torch.long)
-    queue = MemoryQueue(size, gather_distributed=True, **fields)
-    queue.stored_labels.fill_(-1), queue.stored_images.fill_(-1)      # nobody's
+    "Keys, labels, predictions, numbers of images; \"random\": full of the code's invented content"
+    queue = MemoryQueue(size, gather_distributed=True, keys=dim, labels=torch.long,
+                        probs=num_classes, images=torch.long)
+    queue.stored_labels.fill_(-1)                                # nobody's
+    queue.stored_images.fill_(-1)
     if start == "random":
-        queue.stored_keys.copy_(normalize(torch.randn(size, dim)))
-        queue.stored_probs.copy_(torch.randn(size, num_classes))      # not distributions: see "Find the bug"
-        queue.stored_labels.zero_(), queue.valid.fill_(size)
+        keys = normalize(torch.randn(size, dim))
+        probs = torch.randn(size, num_classes)                   # no distributions: "Find the bug"
+        queue.fill(keys=keys, probs=probs, labels=0)
     return queue
 
 # %% ../../nbs/papers/05_cone.ipynb #5f9b7047
-def crop_and_flip(data: str) -> Augment:
-    "The data set's views without colour changes or cutout; photographs: crops of 8 to 100 % of the area, flips."
-    views = replace(augment_for(data), gray=0.0, jitter=None, cutout=0)
-    photographs = views.crop is not None and views.crop[0] == "resized" and not data.startswith("tiny")
-    return replace(views, crop=("resized", (0.08, 1.0))) if photographs else views
+def _crop_and_flip(profile: Profile) -> Augment:
+    "The set's views without colours and cutout; photographs: crops of 8 to 100 % of the area"
+    views = replace(augment_for(profile), gray=0.0, jitter=None, cutout=0)
+    resized = views.crop is not None and views.crop[0] == "resized"
+    if not resized or profile.scale != "photo": return views
+    return replace(views, crop=("resized", (0.08, 1.0)))
 
 # %% ../../nbs/papers/05_cone.ipynb #ced4030e
-class CoNeModel(Method):
-    "Network, momentum network, queue and loss in one module; `CoNe` adds the training step."
+class CoNe(Method):
+    "The method of this chapter: cross entropy in the first epoch, then all three terms"
     name = "cone"
 
-    def __init__(self, num_classes: int, data: str, readings: Readings = Readings(), total_steps: int = 1,
-                 faithful: str | None = None):
-        r = faithful_readings(readings, faithful)
-        check_readings(r)
-        super().__init__(num_classes=num_classes, data=data, total_steps=total_steps, **asdict(r))
-        self.readings, self.epoch, self.latest, self.augment = r, 0, None, crop_and_flip(data)
+    def __init__(self, num_classes: int, data: str | Profile, readings: Readings = Readings(),
+                 total_steps: int = 1, faithful: str | None = None):
+        check_option("faithful", faithful, (None, *FAITHFUL))
+        r, profile = replace(readings, **FAITHFUL.get(faithful, {})), profile_of(data)
+        super().__init__(num_classes=num_classes, data=profile.name, total_steps=total_steps,
+                         **asdict(r))
+        self.readings, self.profile, self.augment = r, profile, _crop_and_flip(profile)
+        self.epoch, self.latest = 0, None
         self.network = CoNeNetwork(r.backbone, num_classes, r.head, r.dim, r.head_hidden)
-        self.loss = CoNeLoss(r.alpha_sup, r.alpha_dc, r.k, r.sup_temperature, r.dc_temperature, r.form, r.mean_in_log,
-                             r.k_dc, r.min_prob, r.min_mass, r.label_smoothing)
+        self.loss = CoNeLoss(r.alpha_sup, r.alpha_dc, r.k, r.sup_temperature, r.dc_temperature,
+                             r.form, r.mean_in_log, r.k_dc, r.min_prob, r.min_mass,
+                             r.label_smoothing)
         self.teacher = self.queue = None
-        if r.alpha_sup == r.alpha_dc == 0: return                        # cross entropy needs neither
-        self.teacher = EMATeacher(self.network, momentum_of(r, total_steps), "own" if r.ema_bn == "train" else "ema")
+        if r.alpha_sup == r.alpha_dc == 0: return                # cross entropy needs neither
+        buffers = "own" if r.ema_bn == "train" else "ema"
+        self.teacher = EMATeacher(self.network, _momentum_of(r, total_steps), buffers)
         self.queue = make_queue(r.queue_size, self.network.dim, num_classes, r.queue_start)
 
-    @torch.no_grad()
-    def output(self, images: Tensor) -> Output:
-        "Features, logits and embeddings of un-augmented `images` by the student; the momentum network is not asked."
-        return self.network.eval()(self.augment.plain(images.to(self.device)))
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.readings.changes().items())
 
-    def predict(self, images: Tensor) -> Tensor: return self.output(images).logits
+# %% ../../nbs/papers/05_cone.ipynb #b83d16d5
+@patch
+def before_epoch(self: CoNe, data, epoch: int): self.epoch = epoch
 
-    @property
-    def device(self) -> torch.device: return next(self.parameters()).device
+@patch(as_prop=True)
+def active(self: CoNe) -> bool:
+    "Whether the queue is listened to"
+    full = self.readings.start == "epoch1" or len(self.queue) == self.queue.size
+    return self.epoch >= 1 and full
 
 # %% ../../nbs/papers/05_cone.ipynb #0ea08793
-class CoNe(CoNeModel):
-    "The method of this chapter: cross entropy in the first epoch, then all three terms."
-    def before_epoch(self, data, epoch: int): self.epoch = epoch
+@patch
+def forward(self: CoNe, batch: Batch, step: int, generator: torch.Generator) -> CoNeTerms:
+    "Images [B, 3, H, W] and labels [B] to the terms of the loss"
+    view = self.augment(batch.images, generator)
+    student = self.network(view)
+    if self.teacher is None: return self.loss(student.logits, batch.labels)
+    if self.readings.views == "two_crops": view = self.augment(batch.images, generator)
+    teacher, queue = self.teacher(view), self.queue
+    self.latest = dict(keys=normalize(teacher.embeddings), labels=batch.labels,
+                       probs=at_least_float32(teacher.logits).softmax(1), images=batch.indices)
+    if not self.active: return self.loss(student.logits, batch.labels)
+    memory = dict(keys=queue["keys"], key_labels=queue["labels"], key_probs=queue["probs"])
+    if self.readings.mask_self: memory |= dict(indices=batch.indices, key_indices=queue["images"])
+    return self.loss(student.logits, batch.labels, student.embeddings, teacher.embeddings, **memory)
 
-    @property
-    def active(self) -> bool:
-        "Whether the queue is listened to."
-        full = self.readings.start == "epoch1" or len(self.queue) == self.queue.size
-        return self.epoch >= 1 and full
+# %% ../../nbs/papers/05_cone.ipynb #61fb953d
+@patch
+def after_step(self: CoNe, step: int):
+    if self.teacher is None: return
+    self.queue.update(**self.latest)
+    self.teacher.update(step)
 
-    def forward(self, batch, step: int, generator: torch.Generator) -> CoNeTerms:
-        view = self.augment(batch.images, generator)
-        student = self.network(view)
-        if self.teacher is None: return self.loss(student.logits, batch.labels)
-        if self.readings.views == "two_crops": view = self.augment(batch.images, generator)
-        teacher, queue = self.teacher(view), self.queue
-        self.latest = dict(keys=normalize(teacher.embeddings), labels=batch.labels, images=batch.indices,
-                           probs=at_least_float32(teacher.logits).softmax(1))
-        if not self.active: return self.loss(student.logits, batch.labels)
-        own = (batch.indices, queue["images"]) if self.readings.mask_self else ()
-        return self.loss(student.logits, batch.labels, student.embeddings, teacher.embeddings, queue["keys"],
-                         queue["labels"], queue["probs"], *own)
+# %% ../../nbs/papers/05_cone.ipynb #ee22a17d
+@patch(as_prop=True)
+def device(self: CoNe) -> torch.device: return next(self.parameters()).device
 
-    def after_step(self, step: int):
-        if self.teacher is None: return
-        self.queue.update(**self.latest)
-        self.teacher.update(step)
+@patch
+def output(self: CoNe, images: Tensor) -> Output:
+    "Features, logits and embeddings of un-augmented `images`, uint8 [B, 3, H, W]"
+    with torch.no_grad(): return self.network.eval()(self.augment.plain(images.to(self.device)))
 
-# %% ../../nbs/papers/05_cone.ipynb #9763b190
-VARIANTS = {   # rungs as changes of the readings
-    "CE":             dict(alpha_sup=0.0, alpha_dc=0.0),
-    "CE+SupCon":      dict(alpha_dc=0.0, form="out"),
-    "CE+neighbour":   dict(alpha_dc=0.0),
-    "CE+consistency": dict(alpha_sup=0.0),
-    "CoNe":           dict(),
-    "CoNe, own keys": dict(mask_self=False),   # the last two are run on request: see `CONTROLS`
-    "CoNe, as coded": FAITHFUL["code"],
-}
-
-# %% ../../nbs/papers/05_cone.ipynb #94814a1c
-@dataclass(frozen=True)
-class Recipe:
-    "How a data set is trained at a budget: every variant sees the same images for the same number of steps."
-    budget: Budget
-    readings: Readings
-    test_stride: int = 1          # evaluate on every so-many-th test image
-
-# %% ../../nbs/papers/05_cone.ipynb #34055ff0
-@lru_cache
-def size_of(data: str) -> tuple[int, int] | None:
-    "Images and classes of a training split; None where the set is not on this machine."
-    try: images = load(data, "train")
-    except FileNotFoundError: return None
-    return len(images), images.num_classes
-
-def queue_sizes(data: str, batch_size: int) -> dict:
-    "Reading 5: K = 64 batches, but below half the images; k = 4 K/C, at most 512."
-    num_images, num_classes = size_of(data) or (10**9, 1)         # not here: taken as large
-    size = min(64 * batch_size, max(1, (num_images - 1) // 2))
-    return dict(queue_size=size, k=max(1, min(512, 4 * size // num_classes)))
-
-# %% ../../nbs/papers/05_cone.ipynb #1911202f
-def recipe(data: str, budget: str, faithful: str | None = None, **changes) -> Recipe:
-    "The recipe for a data set at a budget; `changes` are readings to vary, `faithful` is None or \"code\"."
-    check_option("budget", budget, ("smoke", "cpu", "gpu"))
-    kind = data.split("-")[0].split(":")[0]
-    small = kind in ("digits", "shapes", "cifar10", "cifar100", "fashion_mnist", "tiny")
-    if budget != "gpu":
-        epochs, lr, body = {"shapes": (40, 0.02, "resnet8/2"), "digits": (30, 0.05, "resnet8")}.get(
-            kind, (20, 0.05, "resnet8/2"))
-        schedule = Budget(budget, 3 if budget == "smoke" else epochs, 64, lr=lr, weight_decay=5e-4, warmup_epochs=1)
-        network = dict(backbone=body, dim=64, head_hidden=256, momentum=0.9)
-    elif small:
-        schedule = Budget(budget, 200, 256, lr=0.1, weight_decay=5e-4, warmup_epochs=5, precision="bf16")
-        network = dict(backbone="resnet18-small")
-    else:
-        schedule = Budget(budget, 100, 1024, lr=0.4, weight_decay=1e-4, warmup_epochs=5, precision="fp16",
-                          nesterov=False)
-        network = {}
-    few = small or (size_of(data) or (10**9,))[0] < 2 * Readings().queue_size    # images would meet their own keys
-    sizes = queue_sizes(data, schedule.batch_size) | dict(mask_self=True) if few else {}
-    readings = faithful_readings(replace(Readings(), **network, **sizes), faithful)
-    return Recipe(schedule, replace(readings, **changes), 4 if budget == "smoke" else 1)
-
-# %% ../../nbs/papers/05_cone.ipynb #109eaeb4
-LOSSES = tuple(f"arcbook.papers.cone.{name}" for name in (
-    "neighbour_contrast", "mass_loss", "class_pull", "top_columns", "NearestKeys", "weighted_rows",
-    "neighbour_target", "distributional_consistency", "confident", "class_centre_loss", "CoNeLoss", "CoNeNetwork",
-    "CoNeModel", "CoNe"))
-LOSSES += ("arcbook.contrast.normalize", "arcbook.teachers.EMATeacher", "arcbook.memory.MemoryQueue")
-
-# %% ../../nbs/papers/05_cone.ipynb #c13f23de
-def training_images(data: str):
-    "The training split; photographs with random crops of 8 to 100 % of their area, made where they are decoded."
-    images = load(data, "train")
-    return replace(images, crop="resized", scale=(0.08, 1.0)) if hasattr(images, "crop") else images
-
-# %% ../../nbs/papers/05_cone.ipynb #e43e2433
-def train_method(variant: str, data: str, budget: str, seed: int, folder=None, callback=None, faithful=None, **changes):
-    "Train one rung, continuing from a checkpoint in `folder`; the method, its history and its recipe."
-    check_option("variant", variant, tuple(VARIANTS))
-    images = training_images(data)
-    plan = recipe(data, budget, faithful, **{**VARIANTS[variant], **changes})
-    total = plan.budget.epochs * (len(images) // min(plan.budget.batch_size, len(images)))
-    torch.manual_seed(step_seed(seed, 1))
-    method = CoNe(images.num_classes, data, plan.readings, total)
-    if hasattr(images, "crop"): method.augment = replace(method.augment, crop=None)    # photographs come cropped
-    history = fit(method, images, plan.budget, seed=step_seed(seed, 0), out=folder, callback=callback)
-    return method, history, plan
-
-# %% ../../nbs/papers/05_cone.ipynb #7cbdc232
-def train(variant: str, data: str, budget: str, seed: int, folder=None) -> Outcome:
-    "Train one rung and evaluate it on the test split: what `arcbook run` calls for each row and seed."
-    method, history, plan = train_method(variant, data, budget, seed, folder)
-    images, test = load(data, "train"), load(data, "test")
-    test = test.subset(torch.arange(0, len(test), plan.test_stride))
-    metrics, arrays = evaluate(method, test, images)
-    return Outcome(RunRecord(
-        paper="cone", variant=variant, data=data, split=images.digest(), budget=asdict(plan.budget), seed=seed,
-        metrics=metrics, method=method.config, terms={n: thin(history[n]) for n in history.names},
-        source=sources(*LOSSES), test_split=test.digest(),
-        note=f"every {plan.test_stride}th test image" if plan.test_stride > 1 else "",
-        device=history.device, seconds=history.seconds, peak_memory=history.peak_memory), arrays)
-
-# %% ../../nbs/papers/05_cone.ipynb #18d6354d
-def subclass_purity(keys: Tensor, key_labels: Tensor, key_subclasses: Tensor, queries: Tensor, labels: Tensor,
-                    subclasses: Tensor, k: int = 10, within: bool = False) -> float:
-    "Share of the k nearest keys with the true class and sub-class; `within`: of the k nearest of the true class."
-    cosines = cosine_logits(queries.float(), keys.float(), 1.0)
-    same = labels[:, None] == key_labels
-    if within: cosines = cosines.masked_fill(~same, -math.inf)
-    near = cosines.topk(min(k, len(keys)), dim=1)
-    right = (same & (subclasses[:, None] == key_subclasses)).gather(1, near.indices)
-    return (right & (near.values > -math.inf)).sum().item() / (near.values > -math.inf).sum().item()
-
-# %% ../../nbs/papers/05_cone.ipynb #f44b63a9
-def marks(glyphs) -> Tensor: return glyphs.truth["subclass"]
-
-def lighter(glyphs) -> Tensor:
-    "Whether each glyph is lighter than its ground, [N]: a ring around the centre against the border."
-    at = torch.arange(glyphs.images.shape[-1]) - (glyphs.images.shape[-1] - 1) / 2
-    radius, border = (at[:, None] ** 2 + at ** 2).sqrt(), torch.maximum(at[:, None].abs(), at.abs()) > 14
-    grey = glyphs.images.cpu().float().mean(1)
-    return (grey[:, (radius > 4) & (radius < 6.5)].mean(1) > grey[:, border].mean(1)).long()
-
-# %% ../../nbs/papers/05_cone.ipynb #ad1d4466
-K_EVAL = 10               # neighbours of the measurements
-MAP_IMAGES = 600          # so many test images keep their embeddings for maps
-MOST_NEIGHBOURS = 50_000  # of a larger training set so many images can be neighbours
-
-def some(n: int, most: int) -> Tensor:
-    "At most `most` of n numbers; drawn, for a stride of 3 would meet one mark of the glyphs only."
-    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:most].sort().values
-
-def outputs_of(method: CoNe, data, parts: tuple) -> Tensor:
-    "Parts of the output for all images of `data`, side by side: [N, sum of widths], in one pass."
-    def asked(images):
-        output = method.output(images)
-        return torch.cat([getattr(output, name) for name in parts], dim=1)
-    return predict(asked, data).cpu().float()
-
-# %% ../../nbs/papers/05_cone.ipynb #44c7b36c
-def evaluate(method: CoNe, test, train) -> tuple[dict, dict]:
-    "Metrics on `test`, with `train` as the neighbours; the arrays that maps need."
-    train = train.subset(some(len(train), MOST_NEIGHBOURS))
-    widths = [test.num_classes, method.network.dim]
-    scores, z = outputs_of(method, test, ("logits", "embeddings")).split(widths, dim=1)
-    known, labels, theirs = outputs_of(method, train, ("embeddings",)), test.labels.cpu(), train.labels.cpu()
-    metrics = {"top1": accuracy(scores, labels), "knn": knn_accuracy(known, theirs, z, labels, k=K_EVAL)}
-    shown = some(len(labels), MAP_IMAGES)
-    arrays = {"predicted": scores.argmax(1), "labels": labels, "embeddings": z[shown], "map_labels": labels[shown],
-              "features": outputs_of(method, test.subset(shown), ("features",))}
-    if "subclass" in getattr(test, "truth", ()):
-        mark, light = ([kind(data).cpu() for data in (train, test)] for kind in (marks, lighter))
-        purity = lambda kind, **how: subclass_purity(known, theirs, kind[0], z, labels, kind[1], K_EVAL, **how)
-        metrics |= {"subclass": purity(mark), "subclass_within": purity(mark, within=True),
-                    "lighter_within": purity(light, within=True)}
-        arrays |= {"map_subclasses": mark[1][shown], "map_lighter": light[1][shown]}
-    return {k: round(float(v), 6) for k, v in metrics.items()}, {k: v.numpy() for k, v in arrays.items()}
-
-# %% ../../nbs/papers/05_cone.ipynb #ecdf2a4e
-EXPERIMENT = Experiment(
-    "cone", "CoNe", "papers/05_cone.ipynb", "shapes-few:200", tuple(VARIANTS)[:5], train,
-    shorthand={"shapes": "shapes-few:200", "digits": "digits-few:40"}, rows=tuple(VARIANTS))
-CONTROLS = replace(EXPERIMENT, variants=tuple(VARIANTS)[5:])   # run_ladder(CONTROLS, ...): what our defaults change
-
-# %% ../../nbs/papers/05_cone.ipynb #8d4f15f6
-def draw_curves(records, out):
-    "Training terms of the full method, a line per seed."
-    import matplotlib.pyplot as plt
-    from arcbook.geometry import ATTRACT, REPULSE
-    fig, axes = plt.subplots(1, 3, figsize=(8, 2.5), layout="constrained")
-    names = {"ce": "cross entropy (class centres)", "sup": "neighbour loss", "dc": "consistency"}
-    for ax, (name, title), colour in zip(axes, names.items(), (ATTRACT, REPULSE, "0.35")):
-        for r in records:
-            values = r.terms.get(name) if r.variant == "CoNe" else None
-            if values: ax.plot([i / len(values) for i in range(len(values))], values, color=colour, alpha=0.7, lw=1)
-        ax.set(title=title, xlabel="share of the run")
-    axes[0].set_ylabel("nats")
-    return fig
-
-# %% ../../nbs/papers/05_cone.ipynb #7b804d25
-def draw_maps(records, out):
-    "UMAP of unseen images under SupCon and under CoNe, first seed."
-    return draw_rungs(records, out, ("CE+SupCon", "CoNe"), "embeddings")
-
-# %% ../../nbs/papers/05_cone.ipynb #5b0217c8
-FIGURES = (draw_curves, draw_maps)   # of `arcbook run`, beside the ladder
+@patch
+def predict(self: CoNe, images: Tensor) -> Tensor: return self.output(images).logits
