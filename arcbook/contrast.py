@@ -13,8 +13,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._checks import (check_embeddings, check_labels, check_option, check_reduction,
-                             check_scores, check_temperature, values_readable)
+from ._checks import (check_embeddings, check_labels, check_reduction, check_scores,
+                             check_temperature, values_readable)
 
 # %% ../nbs/toolkit/00_contrast.ipynb #3f46b6ca
 def reduce_loss(

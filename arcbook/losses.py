@@ -12,23 +12,27 @@ __all__ = ['InfoNCELoss', 'NTXentLoss', 'SupConLoss', 'cosine_logits', 'forces',
            'distributional_consistency', 'neighbour_contrast', 'ConsistencyLoss', 'consistency']
 
 # %% ../nbs/losses.ipynb #f020b167
-from .contrast import (InfoNCELoss, NTXentLoss, SupConLoss, cosine_logits, forces, info_nce, nt_xent,
-                              soft_target_cross_entropy, sup_con)
-from .papers.ad_net import ADNetLoss, ADNetTerms, FeatureDistillationLoss, feature_distillation
+from .contrast import (InfoNCELoss, NTXentLoss, SupConLoss, cosine_logits, forces, info_nce,
+                              nt_xent, soft_target_cross_entropy, sup_con)
+from .papers.ad_net import (ADNetLoss, ADNetTerms, FeatureDistillationLoss,
+                                   feature_distillation)
 from .papers.attract_repulse import (
-    AttractRepulseLoss, AttractRepulseTerms, ContrastiveRegularizationLoss, SymmetricCrossEntropyLoss,
-    contrastive_regularization, symmetric_cross_entropy)
+    AttractRepulseLoss, AttractRepulseTerms, ContrastiveRegularizationLoss,
+    SymmetricCrossEntropyLoss, contrastive_regularization, symmetric_cross_entropy)
 from .papers.clim import CLIMLoss, CLIMTerms, mixed_info_nce
-from .papers.cone import (CoNeLoss, CoNeTerms, DistributionalConsistencyLoss, NeighbourContrastLoss,
-                                 distributional_consistency, neighbour_contrast)
+from .papers.cone import (CoNeLoss, CoNeTerms, DistributionalConsistencyLoss,
+                                 NeighbourContrastLoss, distributional_consistency,
+                                 neighbour_contrast)
 from .papers.iccl import CentroidContrastLoss, ICCLLoss, ICCLTerms, centroid_contrast
 from .teachers import ConsistencyLoss, consistency
 
 # %% ../nbs/losses.ipynb #aa52b409
-_all_ = ["InfoNCELoss", "NTXentLoss", "SupConLoss", "cosine_logits", "forces", "info_nce", "nt_xent",
-         "soft_target_cross_entropy", "sup_con", "AttractRepulseLoss", "AttractRepulseTerms",
-         "ContrastiveRegularizationLoss", "SymmetricCrossEntropyLoss", "contrastive_regularization",
-         "symmetric_cross_entropy", "ADNetLoss", "ADNetTerms", "FeatureDistillationLoss", "feature_distillation",
-         "CentroidContrastLoss", "ICCLLoss", "ICCLTerms", "centroid_contrast", "CLIMLoss", "CLIMTerms",
-         "mixed_info_nce", "CoNeLoss", "CoNeTerms", "DistributionalConsistencyLoss", "NeighbourContrastLoss",
+_all_ = ["InfoNCELoss", "NTXentLoss", "SupConLoss", "cosine_logits", "forces", "info_nce",
+         "nt_xent", "soft_target_cross_entropy", "sup_con",
+         "AttractRepulseLoss", "AttractRepulseTerms", "ContrastiveRegularizationLoss",
+         "SymmetricCrossEntropyLoss", "contrastive_regularization", "symmetric_cross_entropy",
+         "ADNetLoss", "ADNetTerms", "FeatureDistillationLoss", "feature_distillation",
+         "CentroidContrastLoss", "ICCLLoss", "ICCLTerms", "centroid_contrast",
+         "CLIMLoss", "CLIMTerms", "mixed_info_nce",
+         "CoNeLoss", "CoNeTerms", "DistributionalConsistencyLoss", "NeighbourContrastLoss",
          "distributional_consistency", "neighbour_contrast", "ConsistencyLoss", "consistency"]
