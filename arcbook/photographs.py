@@ -8,7 +8,13 @@ __all__ = ['TURNS', 'DRAWS', 'CROPS', 'read_list', 'to_rgb', 'turn', 'read_photo
            'photo_classes', 'read_photographs']
 
 # %% ../nbs/toolkit/13_photographs.ipynb #f020b167
-import hashlib, io, math, os, re, signal, warnings
+import hashlib
+import io
+import math
+import os
+import re
+import signal
+import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import current_process
@@ -19,15 +25,20 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from ._checks import check_interval, check_option, check_whole, kind_of
+from .images import ImageSet, _check_classes, _check_numbers, _need
+from .store import data_root, read_classes
+
 # %% ../nbs/toolkit/13_photographs.ipynb #732bd5e3
 def read_list(
     path,                     # text file, one `relative/path label` per line
     num_classes: int = None,  # if given, labels must be below it
 ):                            # N paths (list of str) and their labels (int64 [N])
-    "Paths and labels of a list file. `ValueError` with file and line where a line is malformed or there is none"
+    "Paths and labels of a list file. `ValueError` with file and line where a line is malformed"
     text = Path(path).read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    lines = text.rstrip("\n\r\t ").split("\n")   # not splitlines(): it also cuts at form feeds, which a name may hold
-    if lines == [""]: raise ValueError(f"{path} is empty: a list needs lines such as `relative/path label`")
+    lines = text.rstrip("\n\r\t ").split("\n")   # not splitlines(): names may hold form feeds
+    if lines == [""]:
+        raise ValueError(f"{path} is empty: a list needs lines such as `relative/path label`")
     paths, labels = [], np.empty(len(lines), np.int64)
     for i, line in enumerate(lines):
         line = line.rstrip("\r\t ")
@@ -43,8 +54,10 @@ def _fault(line, name, label, num_classes):
     "What is wrong with a line, or None"
     if not line: return "an empty line inside the list"
     if not name.strip(): return "a line needs a path, a space and a label"
-    if not (label.isascii() and label.isdigit() and len(label) < 10): return "the label must be a whole number >= 0"
-    if num_classes is not None and int(label) >= num_classes: return f"the label must be below {num_classes}"
+    if not (label.isascii() and label.isdigit() and len(label) < 10):
+        return "the label must be a whole number >= 0"
+    if num_classes is not None and int(label) >= num_classes:
+        return f"the label must be below {num_classes}"
     if "\r" in name or "\0" in name: return "the path holds a control character"
     if name.startswith("/"): return "the path must be relative to the folder of the images"
     if ".." in name.split("/"): return "the path must stay below the folder of the images"
@@ -55,15 +68,18 @@ def to_rgb(photo):  # a Pillow image of any mode
     from PIL import Image
     if photo.mode == "F": raise ValueError("floating-point pixels have no fixed range")
     if photo.mode.startswith("I"):   # 16 bits, whatever type Pillow keeps them in
-        photo = Image.fromarray((np.asarray(photo).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
-    if photo.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in photo.info:
+        deep = np.asarray(photo).astype(np.int64).clip(0, 65535)
+        photo = Image.fromarray((deep >> 8).astype(np.uint8))
+    alpha = photo.mode in ("RGBA", "LA", "PA", "RGBa", "La")
+    if alpha or "transparency" in photo.info:
         photo = photo.convert("RGBA")
         photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
     return photo.convert("RGB")
 
 # %% ../nbs/toolkit/13_photographs.ipynb #0e4022c1
-TURNS = {1: (False, ()), 2: (False, (2,)), 3: (False, (1, 2)), 4: (False, (1,)),    # transposed?, flipped along
-         5: (True, ()), 6: (True, (2,)), 7: (True, (1, 2)), 8: (True, (1,))}
+TURNS = {   # orientation: transposed?, flipped along these axes
+    1: (False, ()), 2: (False, (2,)), 3: (False, (1, 2)), 4: (False, (1,)),
+    5: (True, ()), 6: (True, (2,)), 7: (True, (1, 2)), 8: (True, (1,))}
 
 # %% ../nbs/toolkit/13_photographs.ipynb #9cd304c3
 def turn(pixels, orientation):  # [3, H, W], 1..8
@@ -84,7 +100,7 @@ def read_photo(
     source,                # a path, or the bytes of a file
     upright: bool = True,  # turn the picture as its EXIF orientation asks
 ) -> torch.Tensor:         # uint8 [3, H, W]
-    "All pixels of a photograph as RGB. `OSError` or `ValueError`, one sentence with the path, where it cannot be read"
+    "A photograph as RGB. `OSError` or `ValueError`, one sentence with the path, if unreadable"
     from PIL import Image
     data, where = _encoded(source)
     try:
@@ -95,11 +111,14 @@ def read_photo(
             return turn(pixels, _orientation(photo)) if upright else pixels
     except (MemoryError, ImportError): raise
     except Exception as error:   # whatever parsers raise on damaged bytes
-        unknown = type(error).__name__ == "UnidentifiedImageError"
-        reason = "it is no picture" if unknown else " ".join(str(error).split())[:100] or type(error).__name__
-        raise ValueError(f"{where} is damaged ({reason})") from error
+        raise ValueError(f"{where} is damaged ({_reason(error)})") from error
 
 # %% ../nbs/toolkit/13_photographs.ipynb #aa52b409
+def _reason(error):
+    "Why bytes could not be read, in a few words"
+    if type(error).__name__ == "UnidentifiedImageError": return "it is no picture"
+    return " ".join(str(error).split())[:100] or type(error).__name__
+
 def _encoded(source):
     "The bytes of a file, and what to call it in messages"
     if isinstance(source, (bytes, bytearray)): data, where = source, "the photograph"
@@ -114,15 +133,16 @@ def _read_file(path):
 
 def _unreadable(path, error):
     "An `OSError` of the same kind in one sentence"
-    missing = isinstance(error, FileNotFoundError)
-    return type(error)(f"{path} is missing" if missing else f"{path} cannot be read ({error.strerror})")
+    if isinstance(error, FileNotFoundError): return type(error)(f"{path} is missing")
+    return type(error)(f"{path} cannot be read ({error.strerror})")
 
 # %% ../nbs/toolkit/13_photographs.ipynb #8f7c21c3
 def _decode_jpeg(data):
-    "torchvision's decoder; None where it refuses or is not there, so that Pillow has the last word"
+    "torchvision's decoder; None where it refuses or is not there: then Pillow has the last word"
     try:
         from torchvision.io import ImageReadMode, decode_jpeg
-        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return decode_jpeg(encoded, mode=ImageReadMode.RGB)
     except (RuntimeError, ImportError): return None
 
 # %% ../nbs/toolkit/13_photographs.ipynb #3f46b6ca
@@ -145,7 +165,8 @@ def centre_crop(pixels, size, margin=256 / 224):  # uint8 [3, h, w]
     if max(h, w) > 4 * min(h, w): pixels = _middle(pixels, min(h, 4 * w), min(w, 4 * h))
     h, w = pixels.shape[1:]
     short = round(size * margin)
-    return _middle(resize(pixels, max(short, int(short * h / w)), max(short, int(short * w / h))), size, size)
+    height, width = max(short, int(short * h / w)), max(short, int(short * w / h))
+    return _middle(resize(pixels, height, width), size, size)
 
 # %% ../nbs/toolkit/13_photographs.ipynb #5049c1a5
 def _middle(pixels, height, width):
@@ -163,11 +184,12 @@ def random_box(
     "A random box by the rules of torchvision's `RandomResizedCrop`"
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for u, v in zip(draws[0:20:2], draws[1:20:2]):
-        area, shape = height * width * (scale[0] + (scale[1] - scale[0]) * u), math.exp(low + (high - low) * v)
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * u)
+        shape = math.exp(low + (high - low) * v)
         w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
         if 0 < h <= height and 0 < w <= width:
             return int(draws[20] * (height - h + 1)), int(draws[21] * (width - w + 1)), h, w
-    inside = min(max(width / height, ratio[0]), ratio[1])   # none fits: the largest box of an allowed shape
+    inside = min(max(width / height, ratio[0]), ratio[1])   # none fits: the largest allowed one
     h, w = min(height, round(width / inside)), min(width, round(height * inside))
     return (height - h) // 2, (width - w) // 2, h, w
 
@@ -183,36 +205,36 @@ def crop_photo(pixels, size, crop, draws, scale, ratio):  # uint8 [3, H, W]
 
 # %% ../nbs/toolkit/13_photographs.ipynb #79bf2d86
 def decode(
-    source,                # a path, or the bytes of a file
+    source,                       # a path, or the bytes of a file
     size: int = 224,
-    crop: str = "centre",  # or "resized", "whole"
-    seed: int = 0,         # of the random box
-    scale: tuple = (0.2, 1.0), ratio: tuple = (3/4, 4/3),  # of the random box: share of the area, width over height
+    crop: str = "centre",         # or "resized", "whole"
+    seed: int = 0,                # of the random box
+    scale: tuple = (0.2, 1.0),    # of the random box: share of the area
+    ratio: tuple = (3/4, 4/3),    # of the random box: width over height
     upright: bool = True,
-) -> torch.Tensor:         # uint8 [3, size, size]
-    "A photograph at one size. `OSError` or `ValueError` where it cannot be read, `ValueError` for wrong arguments"
+) -> torch.Tensor:                # uint8 [3, size, size]
+    "A photograph at one size. `OSError` or `ValueError` where it cannot be read"
     _check_crop(size, crop, scale, ratio)
-    return crop_photo(read_photo(source, upright), size, crop, _draws(seed, b"", 1)[0], scale, ratio)
+    pixels, draws = read_photo(source, upright), _draws(seed, b"", 1)[0]
+    return crop_photo(pixels, size, crop, draws, scale, ratio)
 
 # %% ../nbs/toolkit/13_photographs.ipynb #87b8a911
 def _draws(seed, row, n):
-    "Uniform numbers [n, DRAWS] from `seed` and the bytes of `row` alone, the same on every platform"
+    "Uniform numbers [n, DRAWS] from `seed` and the bytes of `row` alone, on every platform"
     key = hashlib.sha256(b"%d " % seed + row).digest()
     return np.random.RandomState(np.frombuffer(key, "<u4")).random_sample((n, DRAWS))
 
 # %% ../nbs/toolkit/13_photographs.ipynb #e32c4dac
-def _need(name, text, got): raise ValueError(f"{name} must be {text}, got {got}")
-
 def _check_crop(size, crop, scale, ratio):
-    if crop not in CROPS: _need("crop", f"one of {', '.join(CROPS)}", repr(crop))
-    if not isinstance(size, int) or not 1 <= size <= 4096: _need("size", "a whole number in 1..4096", repr(size))
-    if not 0 < scale[0] <= scale[1] <= 1: _need("scale", "(low, high) with 0 < low <= high <= 1", scale)
-    if not 0 < ratio[0] <= ratio[1] < math.inf: _need("ratio", "(low, high) with 0 < low <= high", ratio)
+    check_option("crop", crop, CROPS)
+    check_whole("size", size, 1, 4096)
+    check_interval("scale", scale, 1)
+    check_interval("ratio", ratio, 10_000)
 
 # %% ../nbs/toolkit/13_photographs.ipynb #538551ad
 @dataclass(eq=False, repr=False)
 class PhotoList:
-    "Which photographs, and how to look at them. `ValueError` where an argument is not what it must be"
+    "Which photographs, and how to look at them. `ValueError` for arguments that do not fit"
     root: Path                # folder that the paths start from
     paths: list               # N relative paths; kept as one array of bytes
     labels: torch.Tensor      # int64 [N], 0..C-1; batches come to its device
@@ -230,49 +252,60 @@ class PhotoList:
     def __post_init__(self): _check_photos(self)
     def __len__(self): return len(self.labels)
     def __getstate__(self): return {**self.__dict__, "_kept": {}}   # processes cannot be copied
-    def __repr__(self): return (f"{type(self).__name__}({self.name!r}, {len(self)} photographs, "
-                                f"{self.num_classes} classes, {self.crop} {self.size})")
-
-    @property
-    def num_classes(self): return len(self.classes)
+    def __repr__(self): return _described(self)
+    num_classes = property(lambda self: len(self.classes))
     def counts(self): return self.labels.bincount(minlength=self.num_classes)
     def path(self, index): return Path(self.root, os.fsdecode(self.paths[index]))
     def digest(self): return _photo_digest(self)
 
 # %% ../nbs/toolkit/13_photographs.ipynb #c12a7b49
 def _check_photos(data):
-    "Raise `ValueError` where `data` is not a sound `PhotoList`; bring its paths into their form"
+    "`ValueError` where `data` is not a sound `PhotoList`; bring its fields into their form"
     _check_crop(data.size, data.crop, data.scale, data.ratio)
-    if data.workers is not None and not 0 <= data.workers <= 256: _need("workers", "None or in 0..256", data.workers)
-    if not isinstance(data.paths, np.ndarray): data.paths = np.array([os.fsencode(path) for path in data.paths], "S")
-    data.root, n, labels, last = Path(data.root), len(data.paths), data.labels, len(data.classes) - 1
+    data.size = int(data.size)
+    if data.workers is not None and not 0 <= data.workers <= 256:
+        _need("workers", "None or in 0..256", data.workers)
+    data.root, data.paths, n = Path(data.root), _as_bytes(data.paths), len(data.paths)
     if n == 0: _need("paths", "at least one photograph", 0)
-    if last < 0 or not all(isinstance(c, str) for c in data.classes):
-        _need("classes", "a list of names", repr(data.classes)[:60])
-    if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or labels.shape != (n,):
-        got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, torch.Tensor) else type(labels).__name__
-        _need("labels", f"int64 of shape [{n}], one per path", got)
-    if labels.min() < 0 or labels.max() > last:
-        _need("labels", f"in 0..{last} ({last + 1} classes)", f"{labels.min()}..{labels.max()}")
+    _check_classes(data.classes)
+    labels = data.labels
+    right = isinstance(labels, torch.Tensor) and labels.dtype == torch.int64
+    if not right or labels.shape != (n,):
+        _need("labels", f"int64 of shape [{n}], one per path", kind_of(labels))
+    _check_numbers(labels, len(data.classes))
+
+def _as_bytes(paths):
+    "One array of bytes; why, is told below"
+    if isinstance(paths, np.ndarray): return paths
+    return np.array([os.fsencode(path) for path in paths], "S")
+
+def _described(data):
+    kind, look = type(data).__name__, f"{data.crop} {data.size}"
+    return f"{kind}({data.name!r}, {len(data)} photographs, {data.num_classes} classes, {look})"
 
 # %% ../nbs/toolkit/13_photographs.ipynb #d9589ab5
 def _photo_digest(data):
     "SHA-256 of paths, labels, file sizes and crop; 12 hexadecimal digits"
-    sizes = data._kept.get("sizes")
-    if sizes is None: sizes = data._kept["sizes"] = np.array([_file_size(data, i) for i in range(len(data))], "<i8")
-    total = hashlib.sha256(repr((data.size, data.crop, data.scale, data.ratio, data.upright)).encode())
+    if "sizes" not in data._kept: data._kept["sizes"] = _file_sizes(data)
+    look = data.size, data.crop, data.scale, data.ratio, data.upright
+    total = hashlib.sha256(repr(look).encode())
     total.update(b"\n".join(data.paths.tolist()))
-    total.update(data.labels.cpu().numpy().astype("<i8").tobytes() + sizes.tobytes())
+    total.update(data.labels.cpu().numpy().astype("<i8").tobytes())
+    total.update(data._kept["sizes"].tobytes())
     return total.hexdigest()[:12]
 
 # %% ../nbs/toolkit/13_photographs.ipynb #c13f23de
+def _file_sizes(data): return np.array([_file_size(data, i) for i in range(len(data))], "<i8")
+
 def _file_size(data, index):
-    try: return os.stat(data.path(index)).st_size
-    except OSError as error: raise _advised(_unreadable(data.path(index), error), data.repair) from None
+    path = data.path(index)
+    try: return os.stat(path).st_size
+    except OSError as error: raise _advised(_unreadable(path, error), data.repair) from None
 
 def _advised(error, repair):
     "The same error with what to do about it"
-    return type(error)(f"{error}: " + (f"run `{repair}` to restore it" if repair else "put the file back"))
+    advice = f"run `{repair}` to restore it" if repair else "put the file back"
+    return type(error)(f"{error}: {advice}")
 
 # %% ../nbs/toolkit/13_photographs.ipynb #3303c59d
 def _job(data, row, seed):
@@ -284,7 +317,8 @@ def _job(data, row, seed):
 def _decode_row(job):
     "uint8 [..., 3, size, size], or the error"
     root, paths, row, seed, (size, crop, scale, ratio, upright), repair = job
-    draws, pixels = _draws(seed, row.tobytes(), row.size), torch.empty(row.size, 3, size, size, dtype=torch.uint8)
+    draws = _draws(seed, row.tobytes(), row.size)
+    pixels = torch.empty(row.size, 3, size, size, dtype=torch.uint8)
     for i, path in enumerate(paths.reshape(-1)):
         try: photo = read_photo(os.path.join(root, os.fsdecode(path)), upright)
         except (OSError, ValueError) as error: return _advised(error, repair)
@@ -314,8 +348,9 @@ class _Pool:
     def __init__(self, workers, pin):
         _load_decoders()
         self.busy, self.queue = False, _Jobs()
-        self.loader = DataLoader(_Work(), batch_size=None, sampler=self.queue, num_workers=workers, collate_fn=_same,
-                                 persistent_workers=True, pin_memory=pin, worker_init_fn=_begin)
+        self.loader = DataLoader(_Work(), batch_size=None, sampler=self.queue, collate_fn=_same,
+                                 num_workers=workers, persistent_workers=True, pin_memory=pin,
+                                 worker_init_fn=_begin)
 
     def run(self, jobs):
         "Iterator over the results, in the order of the jobs"
@@ -326,19 +361,20 @@ class _Pool:
         running, self.loader._iterator = self.loader._iterator, None
         try:
             if running is not None: running._shutdown_workers()
-        except RuntimeError as error:   # torch reports every killed worker by a signal, whatever this process is doing
+        except RuntimeError as error:   # torch reports every killed worker, whenever it likes
             if not _died(error): raise
 
 # %% ../nbs/toolkit/13_photographs.ipynb #8d4f15f6
 def _load_decoders():
-    "Import them before the workers are forked, or each of them would need seconds and memory to do so"
+    "Import them before the workers are forked, or each would need seconds and memory to do so"
     from PIL import Image
     Image.preinit()
     with suppress(ImportError): import torchvision.io
 
 def _died(error):
-    "Whether an error means that a worker is gone: the words of `DataLoader`, or a connection that has broken off"
-    return str(error).startswith("DataLoader worker (pid") or isinstance(error, (ConnectionError, EOFError))
+    "Whether a worker is gone: the words of `DataLoader`, or a connection that has broken off"
+    if isinstance(error, (ConnectionError, EOFError)): return True
+    return str(error).startswith("DataLoader worker (pid")
 
 # %% ../nbs/toolkit/13_photographs.ipynb #9eac48f0
 def _stream(data, order, seed):
@@ -351,21 +387,22 @@ def _stream(data, order, seed):
     try:
         results = pool.run(jobs)
         for row in order: yield _finish(data, row, next(results))
-    except GeneratorExit: raise   # the caller has left its loop: the workers may wait for the next one
+    except GeneratorExit: raise   # the caller has left its loop: the workers may wait
     except BaseException as error:
         stop = True
         if not _died(error): raise
-        raise RuntimeError("a process that decodes photographs has died (killed, or out of memory or of shared "
-                           "memory): use fewer workers, or workers=0") from None
+        raise RuntimeError("a process that decodes photographs has died (killed, or out of memory "
+                           "or of shared memory): use fewer workers, or workers=0") from None
     finally:
         pool.busy = False
         if stop: pool.stop()
 
 # %% ../nbs/toolkit/13_photographs.ipynb #7b804d25
 def _claim(data, workers):
-    "The pool of a set, or one for this stream alone if that is busy (then True: stop it afterwards)"
+    "The pool of a set; or one for this stream alone if that is busy (True: stop it afterwards)"
     kept = data._kept.get(os.getpid())   # a forked process must not use its parent's
-    pool = kept if kept and not kept.busy else _Pool(workers, pin=data.labels.device.type == "cuda")
+    pin = data.labels.device.type == "cuda"
+    pool = kept if kept and not kept.busy else _Pool(workers, pin)
     pool.busy = True
     return pool, data._kept.setdefault(os.getpid(), pool) is not pool
 
@@ -373,21 +410,22 @@ def _claim(data, workers):
 def _worker_count(data):
     "Processes to use; none inside a process that may not have children"
     if current_process().daemon: return 0
+    if data.workers is not None: return data.workers
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(8, cpus) if data.workers is None else data.workers
+    return min(8, cpus)
 
 # %% ../nbs/toolkit/13_photographs.ipynb #d465127b
 def _finish(data, row, pixels):
     "Pixels and labels on the device of the labels; an error that came as a value is raised"
     if isinstance(pixels, Exception): raise pixels
     device = data.labels.device
-    if pixels.is_shared(): pixels = pixels.to(device, copy=True)   # and give the shared memory back at once
+    if pixels.is_shared(): pixels = pixels.to(device, copy=True)   # give shared memory back at once
     _tidy()
     return pixels.to(device, non_blocking=True), data.labels[torch.from_numpy(row).to(device)]
 
 # %% ../nbs/toolkit/13_photographs.ipynb #cb43200e
 def _tidy():
-    "Drop torch's notes about shared memory that is gone: otherwise 128 of them stay, each in the way of others"
+    "Drop torch's notes about shared memory that is gone: 128 of them would stay, in the way"
     with suppress(ImportError, AttributeError):
         from torch.multiprocessing.reductions import shared_cache
         with shared_cache.lock: shared_cache.free_dead_references()
@@ -396,7 +434,8 @@ def _tidy():
 def _rows(data, indices):
     "int64 array; `IndexError` where it points outside the set"
     rows = torch.as_tensor(indices)
-    if rows.is_floating_point() or rows.dtype == torch.bool: _need("indices", "whole numbers", rows.dtype)
+    whole = not rows.is_floating_point() and rows.dtype != torch.bool
+    if not whole: _need("indices", "whole numbers", rows.dtype)
     rows = rows.cpu().numpy().astype(np.int64)
     if rows.size and not -len(data) <= rows.min() <= rows.max() < len(data):
         raise IndexError(f"indices must be below {len(data)}, got {rows.min()}..{rows.max()}")
@@ -404,20 +443,21 @@ def _rows(data, indices):
 
 # %% ../nbs/toolkit/13_photographs.ipynb #5f9b7047
 class PhotoSet(PhotoList):
-    "Photographs with labels, decoded when asked for: uint8 batches `[..., 3, size, size]` on the labels' device"
+    "Photographs with labels, decoded when asked for: uint8 `[..., 3, size, size]`"
     def batch(self, indices, seed: int = 0):
         "Images and labels for indices of any shape, decoded in this process"
         row = _rows(self, indices)
         return _finish(self, row, _decode_row(_job(self, row, seed)))
 
     def batches(self, order, seed: int = 0):
-        "Iterator over `batch(row, seed)` for the rows of `order` `[steps, ..., B]` (or a list), read ahead by workers"
+        "`batch(row, seed)` for the rows of `order` `[steps, ..., B]` or a list, read ahead"
         return _stream(self, [_rows(self, row) for row in order], seed)
 
     def subset(self, indices):
         "The photographs at `indices` (numbers, a mask or a slice) as a set of its own"
-        pick = torch.arange(len(self))[indices if isinstance(indices, slice) else torch.as_tensor(indices).cpu()]
-        return replace(self, paths=self.paths[pick.numpy()], labels=self.labels[pick.to(self.labels.device)])
+        wanted = indices if isinstance(indices, slice) else torch.as_tensor(indices).cpu()
+        pick, device = torch.arange(len(self))[wanted], self.labels.device
+        return replace(self, paths=self.paths[pick.numpy()], labels=self.labels[pick.to(device)])
 
     def to(self, device):
         labels = self.labels.to(device)
@@ -425,7 +465,6 @@ class PhotoSet(PhotoList):
 
     def in_memory(self):
         "All photographs, decoded once, as an `ImageSet`: for small sets and small sizes"
-        from arcbook.datasets import ImageSet
         parts = [images for images, _ in self.batches(torch.arange(len(self)).split(64))]
         return ImageSet(torch.cat(parts), self.labels, self.classes, self.name)
 
@@ -440,14 +479,18 @@ def photo_splits(folder) -> list:
 # %% ../nbs/toolkit/13_photographs.ipynb #0ea08793
 def training_list(folder):
     "The list that `train` stands for, or None"
-    length = {split: _lines(folder, split) for split in photo_splits(folder) if split.startswith("train")}
-    return next((s for s in ("train", "train_100") if s in length), max(length, key=length.get, default=None))
+    names = [split for split in photo_splits(folder) if split.startswith("train")]
+    length = {split: _lines(folder, split) for split in names}
+    usual = [split for split in ("train", "train_100") if split in length]
+    return usual[0] if usual else max(length, key=length.get, default=None)
 
-def _lines(folder, split): return Path(folder, f"{split}.txt").read_bytes().rstrip().count(b"\n") + 1
+def _lines(folder, split):
+    text = Path(folder, f"{split}.txt").read_bytes()
+    return text.rstrip().count(b"\n") + 1
 
 # %% ../nbs/toolkit/13_photographs.ipynb #9763b190
 def find_list(name, split, root, repair=""):
-    "Folder and list for a name and a split. `FileNotFoundError` for no such set, `ValueError` for no such split"
+    "Folder and list of a name and split. `FileNotFoundError` for no such set, else `ValueError`"
     folder = Path(root, name)
     if not photo_splits(folder) and "-" in name:   # cub200-10 is the list train_10 of cub200
         base, _, end = name.rpartition("-")
@@ -456,24 +499,24 @@ def find_list(name, split, root, repair=""):
     splits = photo_splits(folder)
     if not splits:
         advice = f"run `{repair}`" if repair else "put the set there or set ARCBOOK_DATA"
-        raise FileNotFoundError(f"data set {name!r} is missing: there is no list {folder / 'train.txt'}; {advice}")
+        raise FileNotFoundError(f"data set {name!r} is missing: there is no list "
+                                f"{folder / 'train.txt'}; {advice}")
     found = training_list(folder) if split == "train" else split
     if found in splits: return folder, found
     raise ValueError(f"{name!r} has no split {split!r}; {folder} holds {', '.join(splits)}")
 
 # %% ../nbs/toolkit/13_photographs.ipynb #94814a1c
 def photo_classes(folder) -> list:
-    "Class names of a set: from `classes.json`, else from the folders of the photographs, else numbers"
-    if Path(folder, "classes.json").exists():
-        from arcbook.datasets import _read_classes
-        return _read_classes(Path(folder, "classes.json"))
+    "Class names: from `classes.json`, else from the folders of the photographs, else numbers"
+    if Path(folder, "classes.json").exists(): return read_classes(Path(folder, "classes.json"))
     parents = {}
     for split in photo_splits(folder):
         for path, label in zip(*read_list(Path(folder, f"{split}.txt"))):
             parents.setdefault(int(label), set()).add(os.path.basename(os.path.dirname(path)))
     names = [parents.get(k, {""}) for k in range(max(parents) + 1)]
     single = [next(iter(name)) for name in names if len(name) == 1]
-    return single if "" not in single and len(set(single)) == len(names) else [str(k) for k in range(len(names))]
+    if "" not in single and len(set(single)) == len(names): return single
+    return [str(k) for k in range(len(names))]
 
 # %% ../nbs/toolkit/13_photographs.ipynb #34055ff0
 def read_photographs(
@@ -482,8 +525,7 @@ def read_photographs(
     root=None,             # data root; else ARCBOOK_DATA, else ~/.cache/arcbook
     **options,             # size, crop, workers, repair ... of the `PhotoSet`
 ) -> PhotoSet:
-    "Open a set of photographs. `FileNotFoundError` where it is missing, `ValueError` for a split or a line it lacks"
-    from arcbook.datasets import data_root
+    "Open photographs. `FileNotFoundError` where they are missing, `ValueError` for a wrong split"
     folder, split = find_list(name, split, data_root(root), options.get("repair"))
     classes = photo_classes(folder)
     paths, labels = read_list(folder / f"{split}.txt", len(classes))

@@ -19,11 +19,13 @@ if "torch" not in sys.modules: os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE
 import numpy as np
 import torch
 
-from arcbook.datasets import ImageSet, _with, data_root, load, read_prepared
+from arcbook.datasets import data_root, load, read_prepared
+from arcbook.images import ImageSet, _with
 from arcbook.photographs import PhotoSet
+from arcbook.profiles import PROFILES
 from arcbook.views import IMAGENET, Augment
 
-MEAN, STD = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
+MEAN, STD = PROFILES["cifar100"].mean, PROFILES["cifar100"].std
 
 
 class Row(NamedTuple):

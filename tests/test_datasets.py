@@ -9,10 +9,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from arcbook import datasets
-from arcbook.datasets import (DATASETS, ImageSet, available, data_root, load, make_shapes, show_grid, twelve,
-                              twelve_embeddings)
-from arcbook.sampling import few_per_class_indices, long_tail_counts
+from arcbook import datasets, glyphs, images as container
+from arcbook.datasets import DATASETS, ImageSet, available, data_root, load, make_shapes, twelve, twelve_embeddings
+from arcbook.profiles import PROFILES, profile_of
+from arcbook.sampling import few_per_class_indices, long_tail_counts, long_tail_indices
 
 
 @pytest.fixture
@@ -59,6 +59,43 @@ def test_endings_cut_the_training_split_only(root):
         assert load(name, "train", root).name == name
     whole = load("mini", "train", root)
     assert load("mini-few:4", "train", root).digest() == whole.subset(few_per_class_indices(whole.labels, 4)).digest()
+
+
+SEEDED = ("digits-few:10", "digits-lt:5", "shapes-few:7", "shapes-lt:100", "mini-few:4", "mini-lt:10")
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_a_seed_draws_other_images(root, name):
+    "Seed 0 is the draw that the name means; others differ, keep the name and the counts, and leave the test split alone"
+    base, _, form = name.rpartition("-")
+    kind, value = form.split(":")
+    whole = load(base, "train", root)
+    draw = few_per_class_indices if kind == "few" else long_tail_indices
+    for seed in (0, 1, 7):
+        data = load(name, "train", root, seed=seed)
+        wanted = whole.subset(draw(whole.labels, float(value) if kind == "lt" else int(value), seed))
+        assert data.digest() == wanted.digest() and data.name == name and data.counts().tolist() == wanted.counts().tolist()
+        assert load(name, "test", root, seed=seed).digest() == load(base, "test", root).digest()
+    assert load(name, "train", root, 0).digest() == load(name, "train", root).digest()
+    digests = {load(name, "train", root, seed=seed).digest() for seed in range(4)}
+    assert len(digests) == 4
+
+
+# what recorded runs were trained on
+DRAWN = {"digits-few:10": "c9af32d31b09", "digits-few:40": "d7b1e5c9a36b", "digits-lt:20": "c1e3dab67e5d", "shapes": "1fff661a2a3a",
+         "shapes-few:200": "7a89d0e4dd0e", "shapes-fine-few:5": "f4e175dd440a", "shapes-lt:20": "4093ba39ccb7",
+         "shapes-lt:100": "015601fda5c8", "cifar100-few:50": "1a6cbd45e661", "cifar100-lt:100": "cd1856f45dc2"}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_seed_0_gives_the_images_of_the_records(name):
+    if name.startswith("cifar"): real("cifar100")
+    assert load(name).digest() == DRAWN[name]
+
+
+def test_a_set_without_a_form_has_nothing_to_draw(root):
+    assert load("mini", "train", root, seed=5).digest() == load("mini", "train", root).digest()
+    refusal(ValueError, lambda: load("mini-few:4", "train", root, seed=-1), "'mini-few:4'", "seed", -1)
 
 
 def test_images_are_mapped_and_the_file_is_safe(root):
@@ -195,8 +232,8 @@ PICKS = {"numbers": torch.tensor([59, 3, 3, 20]), "mask": torch.arange(60) % 7 =
 def test_a_subset_of_a_mapped_set_reads_nothing(root, pick, monkeypatch):
     mapped, pick, read = load("mini", "train", root), PICKS[pick], []
     eager = ImageSet(mapped.images.clone(), mapped.labels, mapped.classes)
-    real = datasets._gather
-    monkeypatch.setattr(datasets, "_gather", lambda images, i: read.append(len(i)) or real(images, i))
+    real = container._gather
+    monkeypatch.setattr(container, "_gather", lambda stored, i: read.append(len(i)) or real(stored, i))
     lazy, same = mapped.subset(pick), eager.subset(pick)
     assert not read and len(lazy) == len(same) and lazy.counts().tolist() == same.counts().tolist()
     images, labels = lazy.batch([1, 0])
@@ -234,7 +271,7 @@ def layouts(root):
     odd = torch.empty(60, 8, 3, 6, dtype=torch.uint8).transpose(1, 2).copy_(nhwc.images)
     return {"mapped": mapped, "rows": nhwc, "planes": replace(nhwc, images=nhwc.images.contiguous()),
             "odd": replace(nhwc, images=odd), "subset": mapped.subset(torch.arange(60)),
-            "sent": datasets._with(nhwc, feeds=torch.device("cpu")), "sent from file": datasets._with(mapped, feeds=torch.device("cpu"))}
+            "sent": container._with(nhwc, feeds=torch.device("cpu")), "sent from file": container._with(mapped, feeds=torch.device("cpu"))}
 
 
 @pytest.mark.parametrize("layout", ["mapped", "rows", "planes", "odd", "subset", "sent", "sent from file"])
@@ -267,13 +304,13 @@ def test_the_reader_ends_with_its_iterator(root):
 def test_placement(root, monkeypatch):
     "The device `meta` stands in for a GPU: it holds shapes, no numbers"
     whole, mapped = layouts(root)["rows"], load("mini", "train", root)
-    monkeypatch.setattr(datasets, "_check", lambda data: None)
+    monkeypatch.setattr(container, "_check", lambda data: None)
     assert whole.place("cpu").images.device.type == "cpu" and mapped.place("cpu").where[0] is mapped.where[0]
     size = 60 * 3 * 8 * 6
-    monkeypatch.setattr(datasets, "_free_memory", lambda device: size / datasets.SHARE)
+    monkeypatch.setattr(container, "_free_memory", lambda device: size / container.SHARE)
     for data in (whole, mapped, mapped.subset(slice(0, 30))):
         assert data.place("meta").images.device.type == "meta" and data.place("meta").feeds is None
-    monkeypatch.setattr(datasets, "_free_memory", lambda device: size / datasets.SHARE - 1)
+    monkeypatch.setattr(container, "_free_memory", lambda device: size / container.SHARE - 1)
     for data in (whole, mapped):
         sent = data.place("meta")
         assert sent.where[0].device.type == "cpu" and sent.feeds.type == "meta" and sent.digest() == data.digest()
@@ -308,6 +345,9 @@ def test_photographs_load_by_name_and_by_list(photographs):
     assert len(load("birds-1i", "train", photographs)) == 3 == len(load("birds", "train_1i", photographs))
     few = load("birds-10-few:2", "train", photographs)
     assert few.counts().tolist() == [2, 2, 2] and few.name == "birds-10-few:2"
+    draws = [load("birds-10-few:2", "train", photographs, seed=seed) for seed in range(3)]
+    assert draws[0].digest() == few.digest() and len({tuple(draw.paths.tolist()) for draw in draws}) > 1
+    assert {draw.name for draw in draws} == {"birds-10-few:2"} and {draw.counts().max().item() for draw in draws} == {2}
     rows = {row.name: row for row in available(photographs)}
     assert rows["birds"].found and not rows["cub200"].found
     refusal(ValueError, lambda: load("birds-7", "train", photographs), "birds", "train_7", "train_10")
@@ -326,6 +366,22 @@ def test_damaged_lists_name_the_repair(photographs, file, content):
 def test_every_set_on_disk_has_a_recipe():
     from arcbook.download import recipes
     assert {name for name, source in DATASETS.items() if source.kind == "on disk"} == set(recipes())
+
+
+def test_profiles_say_what_the_sets_are():
+    from arcbook.download import recipes
+    known = recipes()
+    assert set(DATASETS) <= set(PROFILES)
+    for name, source in DATASETS.items():
+        profile = profile_of(name)
+        if source.kind == "built in":
+            data = load(name)
+            assert data.shape == (3, profile.side, profile.side)
+            assert (len(data), data.num_classes) == (profile.num_images, profile.num_classes)
+        else:
+            splits = known[name].splits
+            assert profile.num_images == splits.get("train", splits.get("train_100")), name
+            assert (source.read is datasets._read_photographs) == (profile.side is None), name
 
 
 def test_messages_name_the_set_and_the_repair(root, monkeypatch):
@@ -502,11 +558,11 @@ def glyph(outline, size=64, scale=.25, angle=0., shift=(0., 0.), mark=0):
     "Coverage [size, size] of one white glyph on black; a mark is black"
     nuisances = dict(angle=np.array([angle]), scale=np.array([scale]), shift=np.array([shift]), ground=np.zeros((1, 3)),
                      glyph=np.ones((1, 3)), mark=np.zeros((1, 3)))
-    image = datasets._draw_block(np.array([datasets.OUTLINES[outline]]), np.array([mark]), nuisances, size, Still())
+    image = glyphs._draw_block(np.array([glyphs.OUTLINES[outline]]), np.array([mark]), nuisances, size, Still())
     return image[0, 0] / 255
 
 
-@pytest.mark.parametrize("outline", datasets.OUTLINES)
+@pytest.mark.parametrize("outline", glyphs.OUTLINES)
 def test_truth_describes_the_picture(outline):
     "Area, centre and symmetry of what is drawn are those that the truth names"
     x = (np.arange(64) + .5) / 64 - .5
@@ -515,7 +571,7 @@ def test_truth_describes_the_picture(outline):
         assert abs(image.mean() / (math.pi * scale ** 2) - 1) < .03
         centre = [(image.mean(axis) * x).sum() / image.mean(axis).sum() for axis in (0, 1)]
         assert np.allclose(centre, [.06, -.1], atol=.004)
-    tips = datasets.OUTLINES[outline][0]
+    tips = glyphs.OUTLINES[outline][0]
     assert np.abs(glyph(outline, angle=.3) - glyph(outline, angle=.3 + 2 * math.pi / tips)).max() < 1e-6
     turned = glyph(outline, angle=.3 + math.pi / tips)
     if outline != "disc": assert np.abs(glyph(outline, angle=.3) - turned).mean() > .004
@@ -573,21 +629,7 @@ def test_a_small_network_learns_shapes_but_not_perfectly():
     assert .55 < accuracy < .95, accuracy   # 0.67 to 0.8 by training seed and width; pixel neighbours 0.3
 
 
-# pictures and imports ---------------------------------------------------------------------------
-
-def test_show_grid(root):
-    data = load("mini", "train", root)
-    names = ["a rather long class name", "b", "c"]
-    figure = show_grid(data.images[:7], data.labels[:7], names, ncols=3, title="Seven")
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    assert len(texts) == 8 and texts[0].endswith("…") and texts[-1] == "Seven"
-    canvas = figure.axes[0].images[0].get_array()
-    assert (canvas.shape[1], canvas.shape[0]) == tuple(int(round(v * 100)) for v in figure.get_size_inches())
-    assert len(show_grid(torch.rand(5, 3, 8, 8)).axes[0].texts) == 0
-    refusal(ValueError, lambda: show_grid(data.images[:3], data.labels[:2]), "labels must be as many as the 3 images")
-    refusal(ValueError, lambda: show_grid(data.images[0]), "images must be of shape [N, 3, H, W], got [3, 8, 6]")
-    assert show_grid(data.images[:2], ["one", "two"]).axes[0].texts[1].get_text() == "two"
-
+# imports ----------------------------------------------------------------------------------------
 
 def test_import_is_light():
     heavy = ["sklearn", "matplotlib", "scipy", "pandas", "nbdev", "torchvision"]

@@ -12,9 +12,10 @@ from PIL import Image, ImageOps
 from torchvision import transforms
 
 from arcbook import photographs
-from arcbook.datasets import ImageSet, data_root
+from arcbook.images import ImageSet
 from arcbook.photographs import (PhotoSet, centre_crop, decode, photo_classes, photo_splits, random_box, read_list,
                                  read_photo, read_photographs, resize)
+from arcbook.store import data_root
 from arcbook.views import Augment
 
 
