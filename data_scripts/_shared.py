@@ -1,5 +1,5 @@
-"What the scripts of this folder share: the prepared form, careful unpickling, AD-Net's lists, a user's own ImageNet."
-import json, os, pickle, re, shutil, sys
+"What the scripts of this folder share: careful unpickling, AD-Net's lists, a user's own ImageNet."
+import os, pickle, re, shutil, sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -7,37 +7,15 @@ import numpy as np
 
 try: import arcbook
 except ImportError: sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # a clone that is not installed
-from arcbook.download import ArchiveError, File, unpack
+from arcbook.archives import ArchiveError, unpack
+from arcbook.prepare import File, write_classes, write_list
 
 
-# the prepared form ------------------------------------------------------------------------------
-
-def write_arrays(staging, split, images, labels):
-    "`images` uint8 [N, H, W, 3] and `labels` [N] of a split"
-    (staging / split).mkdir()
-    np.save(staging / split / "images.npy", np.ascontiguousarray(images, np.uint8))
-    np.save(staging / split / "labels.npy", np.asarray(labels, np.int64))
-
-
-def write_classes(staging, names):
-    (staging / "classes.json").write_text(json.dumps(list(names), ensure_ascii=False), encoding="utf-8")
-
-
-def write_list(staging, split, rows, num_classes, present=None):
-    "`<split>.txt` from rows (path below images/, label); `ValueError` where these are not what they must be"
-    rows = list(rows)
-    present = present or (lambda path: (staging / "images" / path).is_file())
-    if len({path for path, _ in rows}) < len(rows): raise ValueError(f"{split} lists a photograph twice")
-    for path, label in rows:
-        if not 0 <= label < num_classes: raise ValueError(f"{split}: {path} has label {label} of {num_classes} classes")
-        if not present(path): raise ValueError(f"{split}: {path} is not among the photographs")
-    text = "".join(f"{path} {label}\n" for path, label in rows)
-    (staging / f"{split}.txt").write_text(text, "utf-8", "surrogateescape")
-
+# files ------------------------------------------------------------------------------------------
 
 def read_rows(path):
     "(path, label) of every line of somebody's list file, whatever its line ends"
-    from arcbook.photographs import read_list
+    from arcbook.photographs import read_list    # needs torch, which asking for help should not
     paths, labels = read_list(path)
     return list(zip(paths, labels.tolist()))
 

@@ -7,8 +7,9 @@ photograph ends in a banner of about 20 rows with its author: crop it away befor
 Several independent public loaders agree on the md5 (the publisher's own page is said to name an older file's); the
 lists' sha256: of the files themselves.
 """
-from _shared import adnet_lists, unpacked, write_adnet_lists, write_classes
-from arcbook.download import File, Recipe, command
+from _shared import adnet_lists, unpacked, write_adnet_lists
+from arcbook.download import command
+from arcbook.prepare import File, Recipe, write_classes
 
 
 def prepare(files, staging):

@@ -17,8 +17,9 @@ minus one. `train_10` has 2 to 9 per class. Lists 1i, 10, 15, 30, 50 and 100 are
 import shutil
 from collections import defaultdict
 
-from _shared import adnet_lists, unpacked, write_adnet_lists, write_classes
-from arcbook.download import File, Recipe, command
+from _shared import adnet_lists, unpacked, write_adnet_lists
+from arcbook.download import command
+from arcbook.prepare import File, Recipe, write_classes
 
 BOX = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class")
 MIRROR = {"train": "cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}

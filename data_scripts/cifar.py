@@ -7,8 +7,9 @@ Sizes and md5 are those of torchvision and of the publisher's page.
 """
 import numpy as np
 
-from _shared import plain_pickle, unpacked, write_arrays, write_classes
-from arcbook.download import File, Recipe, command
+from _shared import plain_pickle, unpacked
+from arcbook.download import command
+from arcbook.prepare import File, Recipe, write_arrays, write_classes
 
 
 def prepare(archive, batches, labels, meta, names):

@@ -7,8 +7,9 @@ official `test`. They are nested, labels are the number of the folder minus one.
 newline at the end (the authors' own reader then cuts `199` to `19`): they are rewritten plainly and every label is
 compared with the publisher's. md5: CaltechDATA's and that of many loaders; the lists' sha256: of the files themselves.
 """
-from _shared import adnet_lists, unpacked, write_adnet_lists, write_classes
-from arcbook.download import File, Recipe, command
+from _shared import adnet_lists, unpacked, write_adnet_lists
+from arcbook.download import command
+from arcbook.prepare import File, Recipe, write_classes
 
 
 def table(path):

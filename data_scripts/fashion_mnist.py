@@ -7,8 +7,9 @@ import gzip
 
 import numpy as np
 
-from _shared import write_arrays, write_classes
-from arcbook.download import File, Recipe, command
+import _shared    # finds arcbook in a clone that is not installed
+from arcbook.download import command
+from arcbook.prepare import File, Recipe, write_arrays, write_classes
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 PARTS = {"train": "train", "test": "t10k"}

@@ -15,7 +15,8 @@ sha256 of lists: of the files themselves, the long-tailed training list by Tenso
 VIPriors' subset has a script of its own, vipriors.py.
 """
 from _shared import IMAGENET, OWN, ImageNet
-from arcbook.download import File, Recipe, command
+from arcbook.download import command
+from arcbook.prepare import File, Recipe
 
 GITHUB = "https://raw.githubusercontent.com/"
 LT = (GITHUB + "facebookresearch/classifier-balancing/f162adef63fdf592d0b8a0f6e52bc481fc08785f/data/ImageNet_LT/",

@@ -11,8 +11,10 @@ whose numbers must be those of the annotations. The exact size of the archive is
 """
 import json
 
-from _shared import unpacked, write_classes, write_list
-from arcbook.download import ArchiveError, File, Recipe, command
+from _shared import unpacked
+from arcbook.archives import ArchiveError
+from arcbook.download import command
+from arcbook.prepare import File, Recipe, write_classes, write_list
 
 BUCKET = "https://ml-inat-competition-datasets.s3.amazonaws.com/2018/"
 ARCHIVE = File("train_val2018.tar.gz", BUCKET + "train_val2018.tar.gz", None, "md5:b1c6952ce38f31868cc50ea72d066cc3",

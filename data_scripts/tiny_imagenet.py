@@ -14,8 +14,9 @@ from functools import partial
 
 import numpy as np
 
-from _shared import unpacked, write_arrays, write_classes
-from arcbook.download import File, Recipe, command
+from _shared import unpacked
+from arcbook.download import command
+from arcbook.prepare import File, Recipe, write_arrays, write_classes
 
 ZIP = File("tiny-imagenet-200.zip", ("http://cs231n.stanford.edu/tiny-imagenet-200.zip",
                                      "https://cs231n.stanford.edu/tiny-imagenet-200.zip"),

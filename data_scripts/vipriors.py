@@ -12,7 +12,9 @@ photographs per class and that no two lists share one are checked instead.
 from collections import Counter
 
 from _shared import IMAGENET, OWN, ImageNet, plain_pickle
-from arcbook.download import ArchiveError, File, Recipe, command
+from arcbook.archives import ArchiveError
+from arcbook.download import command
+from arcbook.prepare import File, Recipe
 
 # 98e9539 is the state of January 2022; e037380 the commit that brought the lists
 TOOLKIT = tuple(f"https://raw.githubusercontent.com/VIPriors/vipriors-challenges-toolkit/{commit}/image-classification/"

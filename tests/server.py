@@ -101,7 +101,8 @@ def toy_archive(images=40):
 
 def toy(url, size=None, hash=None, images=40, pause=0.0):
     "The recipe of the toy set"
-    from arcbook.download import File, Recipe, unpack
+    from arcbook.archives import unpack
+    from arcbook.prepare import File, Recipe
 
     def prepare(files, staging):
         raw = unpack(files["toy.tar.gz"], staging.parent / "raw", 10 ** 8) / "toy"

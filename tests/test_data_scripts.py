@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from arcbook.datasets import load
-from arcbook.download import File, command, obtain, recipes, state
+from arcbook.download import command, obtain, recipes
 from arcbook.photographs import read_list
+from arcbook.store import state
 from arcbook.sampling import few_per_class_indices
 from server import Server
 

@@ -1,5 +1,5 @@
 "Downloads against a local server that fails in every way it can, hostile archives, and SIGKILL at every step."
-import errno, gzip, hashlib, io, json, os, random, signal, stat, sys, tarfile, tempfile, time, zipfile, zlib
+import errno, gzip, hashlib, io, json, os, random, signal, stat, subprocess, sys, tarfile, tempfile, time, zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +9,11 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 from typer.testing import CliRunner
 
-from arcbook import download
-from arcbook.download import (ArchiveError, DownloadError, File, Recipe, command, examine, fetch, obtain, obtain_all,
-                              plan, recipes, state, unpack, verify)
+from arcbook import archives, download, store
+from arcbook.archives import ArchiveError, unpack
+from arcbook.download import command, fetch, obtain, obtain_all, plan, recipes
+from arcbook.prepare import File, Recipe, write_arrays, write_classes, write_list
+from arcbook.store import DownloadError, examine, state, verify
 from server import Forks, Server, array_bytes, toy, toy_archive
 
 DATA = random.Random(0).randbytes(300_000)
@@ -200,7 +202,7 @@ def test_a_lock_lets_one_in_at_a_time(tmp_path):
     within, most = [], []
     def visit(i):
         for _ in range(15):
-            with download.lock(tmp_path / "lock", report=lambda line: None):
+            with store.lock(tmp_path / "lock", report=lambda line: None):
                 within.append(i), most.append(len(within)), time.sleep(0.0005), within.pop()
     with ThreadPoolExecutor(6) as pool: list(pool.map(visit, range(6)))
     assert most == [1] * 90 and os.listdir(tmp_path) == []
@@ -208,7 +210,7 @@ def test_a_lock_lets_one_in_at_a_time(tmp_path):
 
 def test_work_of_the_living_is_left_alone_and_that_of_the_dead_removed(tmp_path):
     (tmp_path / ".toy-00000000.part" / "new").mkdir(parents=True)
-    with download.workplace(tmp_path / "toy") as first, download.workplace(tmp_path / "toy") as second:
+    with store.workplace(tmp_path / "toy") as first, store.workplace(tmp_path / "toy") as second:
         assert {p.name for p in tmp_path.iterdir()} == {first.name, second.name}
     assert os.listdir(tmp_path) == []
 
@@ -240,10 +242,10 @@ def test_whatever_happens_it_is_the_right_file_or_none(faults, part):
 
 def test_space_is_checked_before_anything_is_fetched(server, tmp_path, monkeypatch):
     recipe = toy(server.url("toy.tar.gz"), len(TOY), sha(TOY))
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=10 ** 6 + len(TOY) - 1))
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=10 ** 6 + len(TOY) - 1))
     fails(DownloadError, lambda: obtain(recipe, tmp_path / "root"), "are needed", "--root")
     assert server.asked == [] and list((tmp_path / "root").iterdir()) == []
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=10 ** 6 + len(TOY)))
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=10 ** 6 + len(TOY)))
     obtain(recipe, tmp_path / "root")
 
 
@@ -278,8 +280,8 @@ def zlib_heavy():
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_refuses(server, tmp_path, monkeypatch, code):
     def refuse(path, *args, **kwargs): raise OSError(code, os.strerror(code), str(path))
-    monkeypatch.setattr(download.os, "open", refuse)
-    fails(DownloadError, lambda: obtain(toy(server.url("toy.tar.gz")), tmp_path), "full" if code in download.FULL else "--root")
+    monkeypatch.setattr(store.os, "open", refuse)
+    fails(DownloadError, lambda: obtain(toy(server.url("toy.tar.gz")), tmp_path), "full" if code in store.FULL else "--root")
 
 
 def test_a_file_where_a_folder_should_be(server, tmp_path):
@@ -370,7 +372,7 @@ def test_bombs_are_refused_before_anything_is_written(tmp_path, kind):
 
 
 def test_many_empty_entries_are_a_bomb_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "MEMBERS", 10)
+    monkeypatch.setattr(archives, "MEMBERS", 10)
     refused(pack(tmp_path / "many.tar.gz", [(f"{i}", b"") for i in range(11)]), "more than 10 entries")
 
 
@@ -395,8 +397,8 @@ def test_a_zip_that_lies_about_its_sizes(tmp_path):
 def test_what_comes_out_is_counted(tmp_path):
     "No reader of archives gives more than was announced; if one did, it would be stopped"
     for content, left, text in ((bytes(6), 100, "larger"), (bytes(4), 100, "shorter"), (bytes(5), 4, "larger")):
-        member = download._Member("a", 5, False, lambda: io.BytesIO(content))
-        fails(ArchiveError, lambda: download._write(member, tmp_path, left, SimpleNamespace(update=str)), f"'a' is {text} than it says")
+        member = archives._Member("a", 5, False, lambda: io.BytesIO(content))
+        fails(ArchiveError, lambda: archives._write(member, tmp_path, left, SimpleNamespace(update=str)), f"'a' is {text} than it says")
         (tmp_path / "a").unlink()
 
 
@@ -599,7 +601,7 @@ def test_verify_needs_no_network_and_no_right_to_write(recipe, tmp_path, monkeyp
     obtain(recipe, tmp_path)
     flip(tmp_path / "toy" / "classes.json")
     def refuse(*args): raise OSError(errno.EROFS, "read-only")
-    monkeypatch.setattr(download, "_write_json", refuse)
+    monkeypatch.setattr(store, "write_json", refuse)
     fails(DownloadError, lambda: verify("toy", tmp_path), "classes.json is damaged")
     flip(tmp_path / "toy" / "classes.json")
     assert verify("toy", tmp_path) == 8
@@ -619,7 +621,7 @@ def test_dry_run_tells_everything_and_writes_nothing(server, recipe, tmp_path, c
     obtain(recipe, tmp_path / "root", dry_run=True)
     said = capsys.readouterr().out
     for text in (server.url("toy.tar.gz"), "CC0 1.0", "Nobody (2026). Toys.", sha(TOY), str(tmp_path / "root" / "toy"), "are free", "train 40",
-                 "https://example.org/toy", download.size_text(len(TOY)), "(missing)"): assert text in said, text
+                 "https://example.org/toy", store.size_text(len(TOY)), "(missing)"): assert text in said, text
     assert list(tmp_path.iterdir()) == [] and server.asked == []
 
 
@@ -757,7 +759,7 @@ def test_photographs_are_counted_in_passing_and_compared_before_a_repair(tmp_pat
     assert len(json.loads((folder / "photographs.json").read_text())) == 7 and verify("aviary", tmp_path) == 9
     photo = folder / "images" / "kind 1" / "3.jpg"
     with monkeypatch.context() as patch:                                            # a look opens no list and asks for no size
-        patch.setattr(download, "_read_photographs", None)
+        patch.setattr(store, "_read_photographs", None)
         assert state("aviary", tmp_path) == "found"
     os.truncate(photo, 5)
     assert state("aviary", tmp_path) == "found" and examine("aviary", tmp_path, each=True) == ("damaged", f"{photo} has 5 bytes instead of 12")
@@ -809,6 +811,40 @@ def test_a_truncated_archive_without_a_hash_is_fetched_anew(server, tmp_path):
 def test_recipes_with_bad_names():
     for name in ("../a", "a/b", "", ".hidden", "a\nb", None):
         with pytest.raises(ValueError, match="plain file name"): File(name)
+
+
+# images of one's own ----------------------------------------------------------------------------
+
+def test_own_images_become_a_set(tmp_path):
+    from arcbook.datasets import load
+    pixels, labels = np.random.RandomState(0).randint(0, 256, (12, 5, 7, 3)), [0, 1, 2] * 4
+    write_arrays(tmp_path / "own", "train", pixels, labels)
+    write_classes(tmp_path / "own", ["ä", "b", "c"])
+    data = load("own", "train", tmp_path)
+    assert np.array_equal(data.images.permute(0, 2, 3, 1), pixels) and data.labels.tolist() == labels and data.classes == ["ä", "b", "c"]
+    assert state("own", tmp_path) == "found" and load("own-few:1", "train", tmp_path).counts().tolist() == [1, 1, 1]
+    fails(ValueError, lambda: write_arrays(tmp_path / "own", "test", pixels / 255, labels), "images must be whole numbers in 0..255, got float64")
+    assert not (tmp_path / "own" / "test").exists()
+    with pytest.raises(FileExistsError): write_arrays(tmp_path / "own", "train", pixels, labels)     # nothing is overwritten
+
+
+def test_own_lists_are_checked(tmp_path):
+    from arcbook.photographs import read_list
+    (tmp_path / "images" / "a b").mkdir(parents=True)
+    for name in ("1 x.jpg", "2.jpg"): (tmp_path / "images" / "a b" / name).write_bytes(b"jpg")
+    rows = [("a b/1 x.jpg", 0), ("a b/2.jpg", 1)]
+    write_list(tmp_path, "train", iter(rows), 2)
+    paths, labels = read_list(tmp_path / "train.txt", 2)
+    assert list(zip(paths, labels.tolist())) == rows
+    for wrong, needle in ((rows + rows[:1], "twice"), ([("a b/3.jpg", 0)], "not among"), ([("a b/2.jpg", 2)], "label 2 of 2"), ([("a b/2.jpg", -1)], "label -1")):
+        fails(ValueError, lambda: write_list(tmp_path, "test", wrong, 2), needle)
+    assert not (tmp_path / "test.txt").exists()
+    write_list(tmp_path, "test", [("elsewhere/1.jpg", 0)], 1, present=lambda path: True)
+
+
+def test_downloading_needs_no_torch():
+    code = "import sys, arcbook.download, arcbook.archives; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
 
 
 # commands ---------------------------------------------------------------------------------------
