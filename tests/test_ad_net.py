@@ -1,9 +1,9 @@
-"Section 10 of the specification of AD-Net, every value, and what the notebook does not show."
+"Section 10 of the specification of AD-Net, every value, and what the chapter does not show."
 import math
 import os
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -15,14 +15,13 @@ from torch import nn, tensor
 from torch.testing import assert_close
 
 from arcbook.datasets import ImageSet, data_root
-from arcbook.ledger import sources
 from arcbook.models import backbone
+from arcbook.labs.ad_net import LAB
 from arcbook.papers import ad_net
-from arcbook.papers.ad_net import (LOSSES, VARIANTS, ADNet, ADNetLoss, ADNetTerms, FeatureDistillationLoss, Readings,
-                                   ThreeViews, auto_augment, feature_distillation, head_lr_ratio, recipe, side_box, train_method,
-                                   trim_box)
+from arcbook.papers.ad_net import (ADNet, ADNetLoss, ADNetTerms, FeatureDistillationLoss, Readings, ThreeViews, auto_augment,
+                                   feature_distillation, head_lr_ratio, side_box, trim_box)
 from arcbook.photographs import read_list
-from arcbook.training import Batch, Budget, NonFiniteLoss, fit, learning_rate
+from arcbook.training import Batch, Budget, NonFiniteLoss, fit
 from arcbook.views import border_trim, scaled_boxes
 
 f64, inf, nan = torch.float64, math.inf, math.nan
@@ -206,7 +205,7 @@ def test_t7_temperature():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, f64])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
-def test_precisions(dtype, autocast):
+def test_precisions(dtype, autocast):   # -> conformance
     source, target, logits, labels = draw(6, 40).to(dtype), draw(6, 40, seed=1).to(dtype), draw(6, 4, seed=2).to(dtype), torch.arange(6) % 4
     exact = graded(lambda s, t, z: ADNetLoss(0.3)(z, labels, s, t).loss, source.double(), target.double(), logits.double())
     def ours(s, t, z):
@@ -250,7 +249,7 @@ def test_layout_does_not_matter():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, f64])
-def test_degenerate_batches(dtype):
+def test_degenerate_batches(dtype):   # -> conformance
     source, target = draw(3, 5).to(dtype), draw(3, 5, seed=1).to(dtype)
     each = feature_distillation(source, target, reduction="none")
     assert_close(feature_distillation(source[:1], target[:1]), each[0])            # batch of one
@@ -318,7 +317,7 @@ def test_nan_is_not_hidden():
 
 
 @pytest.mark.parametrize("options", [{}, dict(detach_target=True), dict(temperature=2.0, reduction="none")])
-def test_distillation_compiles_to_one_graph(options):
+def test_distillation_compiles_to_one_graph(options):   # -> conformance
     torch._dynamo.reset()
     source, target = draw(5, 8, dtype=torch.float32), draw(5, 8, seed=1, dtype=torch.float32)
     module = FeatureDistillationLoss(**options)
@@ -333,7 +332,7 @@ def test_distillation_compiles_to_one_graph(options):
 
 
 @pytest.mark.parametrize("options", [{}, dict(detach_target=True, halve_loss=True), dict(alpha=0.0)])
-def test_loss_compiles_to_one_graph(options):
+def test_loss_compiles_to_one_graph(options):   # -> conformance
     torch._dynamo.reset()
     loss, labels = ADNetLoss(**options), torch.arange(5) % 4
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
@@ -680,7 +679,7 @@ def test_auto_augment(policy):
 
 def test_rotations_of_the_official_policy_have_one_sign(monkeypatch):
     seen = []
-    monkeypatch.setattr(ad_net, "policy_step", lambda image, name, level, sign: seen.append((name, level, sign)) or image)
+    monkeypatch.setattr(ad_net, "_policy_step", lambda image, name, level, sign: seen.append((name, level, sign)) or image)
     images = noise(1500, 4, 4).float() / 255
     auto_augment(images, "official24", gen())
     assert {sign for name, _, sign in seen if name == "Rotate"} == {1.0} and {sign for name, _, sign in seen if name == "ShearX"} == {1.0, -1.0}
@@ -695,7 +694,7 @@ def test_the_official_policy_lacks_the_last_pair(monkeypatch):
     table, seen, n = AutoAugment().policies, [], 4000
     assert table[24] == (("Equalize", 0.8, None), ("Equalize", 0.6, None)) or "Equalize" not in str(table[24])
     name = table[24][0][0]
-    monkeypatch.setattr(ad_net, "policy_step", lambda image, step, level, sign: seen.append(step) or image)
+    monkeypatch.setattr(ad_net, "_policy_step", lambda image, step, level, sign: seen.append(step) or image)
     for policy, length in (("official24", 24), ("torchvision", 25)):
         seen.clear()
         auto_augment(torch.zeros(n, 3, 1, 1), policy, gen())
@@ -744,26 +743,9 @@ def step_of(method, batch=None, seed=0):
 PASSES = {"plain": 1, "plain+trim": 1, "plain+trim+head lr": 1, "three views CE": 3, "alpha 0": 3, "AD-Net": 3, "detach target": 3, "single crop": 2, "own head rate off": 3}
 
 
-def test_the_rungs():
-    ladder = ("plain", "plain+trim", "plain+trim+head lr", "three views CE", "alpha 0", "AD-Net")
-    assert ad_net.EXPERIMENT.variants == ladder and set(PASSES) | {"joint BN"} == set(VARIANTS) == set(ad_net.EXPERIMENT.rows)
-    assert set(ad_net.EXPERIMENT.variants) | set(ad_net.CONTROLS.variants) == set(VARIANTS) and VARIANTS["AD-Net"] == {}
-    for data, budget in (("shapes-fine-few:5", "smoke"), ("cub50", "cpu"), ("cub200-10", "gpu")):
-        plans = {name: recipe(data, budget, **changes) for name, changes in VARIANTS.items()}
-        assert len({p.budget for p in plans.values()}) == 1                        # as many steps on as many images
-        r = {name: p.readings for name, p in plans.items()}
-        assert r["plain"].border_trim == 0 and r["plain"].head_lr == 1
-        assert {r[name].border_trim for name in VARIANTS if name != "plain"} == {0.05}
-        assert [r[n].head_lr for n in ladder] == [1, 1, 10, 10, 10, 10]
-        changed = lambda a, b: {f.name for f in fields(Readings) if getattr(r[a], f.name) != getattr(r[b], f.name)}
-        assert changed("plain", "plain+trim") == {"border_trim"} and changed("plain+trim", "plain+trim+head lr") == {"head_lr"}       # one factor at a time
-        assert changed("alpha 0", "AD-Net") == {"alpha"} and changed("detach target", "AD-Net") == {"detach_target"} and changed("own head rate off", "AD-Net") == {"head_lr"}
-        assert r["AD-Net"].alpha == 0.1 and r["alpha 0"].alpha == 0 and not r["AD-Net"].detach_target
-
-
 @pytest.mark.parametrize("variant,passes", PASSES.items())
 def test_passes_of_each_rung(variant, passes):
-    method = probed(**VARIANTS[variant])
+    method = probed(**LAB.variants[variant])
     terms = step_of(method)
     probe = method.network.backbone
     assert len(probe.seen) == passes == int(probe.bn.num_batches_tracked) and {len(x) for x in probe.seen} == {6}
@@ -901,7 +883,7 @@ def test_t16_inference_is_the_plain_network():
     assert not output.logits.requires_grad and torch.equal(output.logits, method.predict(images)) and torch.equal(output.features, method.embed(images))
     assert sum(p.numel() for p in method.parameters()) == sum(p.numel() for p in body.parameters()) + 3 * 64 + 3
     expected = method.predict(images)
-    for changes in (*VARIANTS.values(), dict(crop_source=(0.5, 0.6), crop_unit="area", alpha=7.0, halve_loss=True, colour="none")):
+    for changes in (*LAB.variants.values(), dict(crop_source=(0.5, 0.6), crop_unit="area", alpha=7.0, halve_loss=True, colour="none")):
         other = fresh(seed=2, **{**changes, "border_trim": 0.05})
         other.load_state_dict(method.state_dict())
         assert torch.equal(other.predict(images), expected)
@@ -963,29 +945,7 @@ def test_backbones_by_name(name, width, parameters):
     assert len(head) == 1 and [list(p.shape) for p in head[0]["params"]] == [[200, width], [200]]
 
 
-# T12, recipes ----------------------------------------------------------------------------------------------------
-
-def test_t12_schedule():
-    b = recipe("cub200-10", "gpu").budget
-    assert (b.epochs, b.batch_size, b.lr, b.momentum, b.nesterov, b.weight_decay, b.schedule, b.warmup_epochs, b.clip_norm) == (1600, 24, 0.03, 0.9, True, 0.0, "step", 0, 1.0)
-    rates = {0: 0.03, 19_999: 0.03, 20_000: 3e-3, 29_999: 3e-3, 30_000: 3e-4, 35_999: 3e-4, 36_000: 3e-5, 37_999: 3e-5, 38_000: 3e-6, 39_999: 3e-6}
-    for n, rate in rates.items(): assert math.isclose(learning_rate(b, n, 25), rate, rel_tol=1e-9), n
-    assert recipe("cub200-10", "gpu").readings.head_lr == 10 and recipe("cub200-10", "gpu").readings.milestones == (0.5, 0.75, 0.9, 0.95)
-
-
-PER_EPOCH = {"cub200": {10: 25, 15: 42, 30: 75, 50: 125, 100: 250}, "cars": {10: 39, 15: 55, 30: 106, 50: 172, 100: 340}, "aircraft": {10: 32, 15: 45, 30: 87, 50: 141, 100: 278}}
-
-
-@pytest.mark.parametrize("base,split,steps", [(b, s, n) for b, per in PER_EPOCH.items() for s, n in per.items()])
-def test_grid_at_the_published_length(monkeypatch, tmp_path, base, split, steps):
-    monkeypatch.setenv("ARCBOOK_DATA", str(tmp_path))
-    plan = recipe(f"{base}-{split}", "gpu")
-    assert abs(plan.budget.epochs * steps - 40_000) <= steps / 2 + 1e-9
-    assert plan.readings.head_lr == head_lr_ratio(split) and plan.readings.weights == "imagenet" and plan.readings.backbone == "resnet50"
-    assert plan.readings.colour == ("jitter" if base == "cub200" else "official24") and plan.readings.size == 224
-    if split == 100: assert recipe(base, "gpu") == plan
-    for budget in ("smoke", "cpu"): assert recipe(f"{base}-{split}", budget).readings.head_lr == head_lr_ratio(split)
-
+# epochs ----------------------------------------------------------------------------------------------------
 
 def test_incomplete_batches_are_kept():
     "No image is dropped: the official loader keeps the last batch, and each epoch has as many steps as its."
@@ -999,49 +959,6 @@ def test_incomplete_batches_are_kept():
     assert method.epoch_indices(labels[:1], 24, gen()).tolist() == [[0]]
 
 
-NAMES = ("shapes-fine-few:5", "digits-few:5", "cub50", "cub50-1i", "cub200-10", "cub200-1i", "cub200", "cars-15", "aircraft-30", "tiny-imagenet-50",
-         "cifar100-few:5", "imagenet-1pct", "imagenet", "cub200-few:5")
-
-
-@pytest.mark.parametrize("budget", ["smoke", "cpu", "gpu"])
-def test_recipes_of_sets_that_are_not_here(monkeypatch, tmp_path, budget):
-    monkeypatch.setenv("ARCBOOK_DATA", str(tmp_path))
-    for data in NAMES:
-        plan = recipe(data, budget)
-        assert isinstance(plan.budget, Budget) and plan.budget.name == budget and plan.test_stride >= 1, data
-        assert plan.readings.weights in ("none", "imagenet", "own:shapes", "own:tiny-imagenet-50"), data
-
-
-def test_a_set_that_arrives_later_is_counted(monkeypatch):
-    "Asked for before the data are there, and again afterwards."
-    def missing(name, split): raise FileNotFoundError("data set 'tiny-imagenet' is missing")
-    monkeypatch.setattr(ad_net, "load", missing)
-    before = recipe("tiny-imagenet", "cpu").budget.epochs
-    monkeypatch.setattr(ad_net, "load", lambda name, split: range(2400))
-    after = recipe("tiny-imagenet", "cpu").budget.epochs
-    assert before > 3 * after and recipe("tiny-imagenet", "cpu").budget.epochs == after
-    getattr(ad_net.list_length, "cache_clear", lambda: None)()
-
-
-@pytest.mark.parametrize("call,message", [
-    (lambda: recipe("cub50", "huge"), "budget must be"),
-    (lambda: recipe("shapes-fine-few:5", "cpu", lr=0.0), "lr must be"),
-    (lambda: recipe("shapes-fine-few:5", "cpu", lr=-1.0), "lr must be"),
-    (lambda: recipe("shapes-fine-few:5", "cpu", steps=0), "steps must be"),
-    (lambda: recipe("shapes-fine-few:5", "cpu", steps=-5), "steps must be"),
-    (lambda: recipe("cub200-10", "gpu", backbone="vit_b_16"), "lr and steps must be given"),
-    (lambda: train_method("AD-net", "shapes-fine-few:5", "smoke", 0), "variant must be one of plain"),
-])
-def test_bad_recipes_name_the_argument(call, message):
-    with pytest.raises(ValueError, match=message): call()
-
-
-def test_recipes_of_a_vit():
-    plan = recipe("cub200-10", "gpu", backbone="vit_b_16", lr=0.01, steps=10_000)
-    b = plan.budget
-    assert (b.schedule, b.nesterov, b.lr, b.epochs * 25, b.warmup_epochs * 25) == ("cosine", False, 0.01, 10_000, 500)
-
-
 # readings ---------------------------------------------------------------------------------------------------------
 
 BAD = [dict(alpha=-1.0), dict(alpha=nan), dict(alpha=inf), dict(alpha="0.1"), dict(temperature=0.0), dict(temperature=-1), dict(crops="triple"), dict(crops=None), dict(labels_on="none"),
@@ -1053,7 +970,7 @@ BAD = [dict(alpha=-1.0), dict(alpha=nan), dict(alpha=inf), dict(alpha="0.1"), di
 
 
 @pytest.mark.parametrize("changes", BAD, ids=lambda c: "-".join(f"{k}={v}" for k, v in c.items()))
-def test_bad_readings_are_refused_by_name(changes):
+def test_bad_readings_are_refused_by_name(changes):   # -> conformance
     name = next(iter(changes))
     with pytest.raises((ValueError, FileNotFoundError), match={"backbone": "name must be|depth must be", "weights": "weights|data set"}.get(name, f"{name} must")):
         fresh(**changes)
@@ -1069,7 +986,7 @@ def test_readings_default_to_section_8():
 
 @pytest.mark.parametrize("changes", [dict(halve_loss=True), dict(temperature=2.0), dict(crop_unit="area", crop_source=(0.01, 0.65), crop_target=(0.65, 0.85)), dict(colour="official24"), dict(colour="torchvision"),
                                      dict(colour="none"), dict(border_trim=0.0), dict(detach_target=True), dict(labels_on="all", passes="joint"), dict(crops="vanilla", passes="joint"), dict(crops="single_crop", passes="joint")])
-def test_every_reading_trains(changes):
+def test_every_reading_trains(changes):   # -> conformance
     method = fresh(**changes)
     terms = step_of(method, some(classes=3))
     terms.loss.backward()
@@ -1084,18 +1001,6 @@ def test_aircraft_evaluation_of_the_code():
         code.load_state_dict(center.state_dict())
         assert torch.allclose(center.predict(images), code.predict(images)) is not differs
         assert torch.equal(code.predict(images), code.predict(images))             # deterministic all the same
-
-
-def test_best_accuracy_is_reported_beside_the_last(tmp_path):
-    data, accuracies = small_set(), []
-    def note(step, method):
-        if step and step % 2 == 0: accuracies.append(float((method.predict(data.images).argmax(1) == data.labels).float().mean()))
-    method = fresh(report="best", eval_every=2)
-    method.watched = data
-    fit(method, data, QUICK, callback=note)
-    assert near(method.best, max(accuracies), 1e-6)
-    metrics, _ = ad_net.evaluate(method, data, data)
-    assert near(metrics["top1_best_on_test"], max(*accuracies, metrics["top1"]), 1e-5)
 
 
 def test_nothing_is_watched_without_images():
@@ -1118,7 +1023,7 @@ class Stop(Exception): pass
 
 @pytest.mark.parametrize("changes,stop_at", [({}, 1), ({}, 4), ({}, 5), ({}, 11), (dict(passes="joint"), 6), (dict(crops="single_crop", detach_target=True), 7), (dict(labels_on="all"), 3), (dict(crops="vanilla"), 6),
                                              (dict(colour="official24"), 5), (dict(report="best", eval_every=3), 7)])
-def test_a_resumed_fit_equals_the_uninterrupted_one(tmp_path, changes, stop_at):
+def test_a_resumed_fit_equals_the_uninterrupted_one(tmp_path, changes, stop_at):   # -> conformance
     data = small_set()                                                             # 28 images in steps of 8: 4 an epoch
     def make(seed):
         method = fresh(seed=seed, **changes)
@@ -1166,7 +1071,7 @@ def test_nan_stops_the_training():
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_fit_in_precisions(precision):
+def test_fit_in_precisions(precision):   # -> conformance
     method = fresh()
     history = fit(method, small_set(), replace(QUICK, precision=precision))
     assert all(math.isfinite(v) for row in history.values for v in row) and (history["dist"] > 0).all()
@@ -1193,198 +1098,29 @@ def test_it_learns_what_it_is_shown():
         assert (method.predict(images).argmax(1) == labels).all()
 
 
-# weights ----------------------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def quick_start(monkeypatch):
-    "The stand-in's images are 28, and nothing of it is remembered afterwards."
-    def images(source):
-        if source not in ("shapes", "tiny-imagenet-50"): raise FileNotFoundError(f"data set {source!r} is missing")
-        return small_set()
-    monkeypatch.setattr(ad_net, "pretraining_images", images)
-    ad_net.own_state.cache_clear()
-    yield
-    ad_net.own_state.cache_clear()
+def test_a_constructor_trains_nothing_and_loads_nothing(monkeypatch):
+    "Weights come with a backbone that holds them; a name alone would be a lie."
+    def never(*args, **options): raise AssertionError("loaded")
+    monkeypatch.setattr(torch, "load", never)
+    for weights in ("imagenet", "own:shapes", "some/file.pt"):
+        for named in (None, "resnet8"):
+            with pytest.raises(ValueError, match="backbone must be a module that holds the weights"):
+                ADNet(3, "shapes-fine", Readings(**{**SMALL, "weights": weights}), named)
+        assert ADNet(3, "shapes-fine", Readings(**{**SMALL, "weights": weights}), Probe()).config["weights"] == weights
 
 
-def test_names_of_weights(tmp_path, quick_start):
-    path = tmp_path / "birds.pt"
-    torch.save(backbone("resnet8").state_dict(), path)
-    names = [ad_net.weights_name(str(w)) for w in ("none", "imagenet", "own:shapes", path)]
-    assert names[:3] == ["none", "imagenet", "own:shapes"]
-    import hashlib
-    assert names[3] == f"file:birds-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
-    for wrong in (str(tmp_path / "nothing.pt"), "imgnet", "own:nothing-here", str(tmp_path), ""):
-        with pytest.raises((ValueError, FileNotFoundError)) as caught: ad_net.weights_name(wrong)
-        assert "\n" not in str(caught.value) and len(str(caught.value)) > 20
-    assert ad_net.EXPERIMENT.start is ad_net.weights_name and ad_net.CONTROLS.start is ad_net.weights_name
+def test_a_profile_is_as_good_as_a_name():
+    from arcbook.profiles import profile_of
+    by_name, by_profile = fresh(), ADNet(3, profile_of("shapes-fine"), Readings(**SMALL))
+    assert by_name.config == by_profile.config and by_name.views == by_profile.views
+    own = ADNet(3, "digits-of-plates", Readings(**SMALL))                          # of one's own, whatever its name begins with
+    assert own.views.mean == (0.485, 0.456, 0.406) and own.views.flip and not ADNet(3, "digits", Readings(**SMALL)).views.flip
 
 
-def test_weights_from_a_file(tmp_path):
-    torch.manual_seed(5)
-    body = backbone("resnet8")
-    torch.save(body.state_dict(), tmp_path / "mine.pt")
-    method = fresh(weights=str(tmp_path / "mine.pt"))
-    for name, value in body.state_dict().items(): assert torch.equal(method.network.backbone.state_dict()[name], value)
-    assert method.config["weights"].startswith("file:mine-") and str(tmp_path) not in str(method.config)
-    other = fresh()
-    assert not torch.equal(other.network.backbone.conv1.weight, body.conv1.weight) and other.config["weights"] == "none"
-    (tmp_path / "junk.pt").write_bytes(b"not tensors")
-    for path in ("junk.pt", "no.pt"):
-        with pytest.raises((ValueError, FileNotFoundError), match="weights|must hold"): fresh(weights=str(tmp_path / path))
-
-
-def test_imagenet_weights_without_a_network(monkeypatch, tmp_path):
-    import urllib.error, urllib.request
-    def nowhere(*args, **options): raise urllib.error.URLError("no network")
-    monkeypatch.setattr(urllib.request, "urlopen", nowhere)
-    monkeypatch.setattr(torch.hub, "urlopen", nowhere, raising=False)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(OSError, match="no weights for resnet18 .*pass a file as weights") as caught: fresh(backbone="resnet18", weights="imagenet")
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="weights must be .* a file for resnet8, got 'imagenet'"): fresh(weights="imagenet")
-
-
-@pytest.mark.parametrize("data", ["cub50", "shapes-fine-few:5", "cub200-10"])
-@pytest.mark.parametrize("budget", ["smoke", "cpu", "gpu"])
-def test_imagenet_weights_come_with_a_network_that_has_them(data, budget):
-    from torchvision import models
-    plan = recipe(data, budget, weights="imagenet")
-    assert plan.readings.weights == "imagenet" and plan.readings.backbone in models.list_models(module=models)
-    assert recipe(data, budget, weights="imagenet", backbone="densenet121").readings.backbone == "densenet121"
-
-
-def test_own_weights_are_trained_once_and_kept(monkeypatch, tmp_path, quick_start):
-    from arcbook import training
-    r, steps, slow = Readings(**{**SMALL, "weights": "own:shapes"}), [], training.train_step
-    monkeypatch.setattr(training, "train_step", lambda *a: steps.append(1) or slow(*a))
-    def start(seed, place=None):
-        torch.manual_seed(seed)
-        return ad_net.start_body(r, "smoke", place).state_dict()
-    first, number = start(0), len(steps)
-    assert number > 0 and all(torch.equal(a, b) for a, b in zip(first.values(), start(7).values())) and len(steps) == number     # in memory
-    kept = start(3, tmp_path)
-    ad_net.own_state.cache_clear()                                                 # another process
-    number = len(steps)
-    again = start(4, tmp_path)
-    assert len(steps) == number                                                    # from the file
-    for a, b, c in zip(first.values(), kept.values(), again.values()): assert torch.equal(a, b) and torch.equal(b, c)
-    torch.manual_seed(0)
-    assert not torch.equal(first["conv1.weight"], backbone("resnet8").conv1.weight)
-    assert list(tmp_path.rglob("checkpoint.pt"))
-
-
-def test_own_weights_do_not_decide_the_classifier(quick_start):
-    "The classifier's start depends on the caller's seed alone, not on whether the stand-in has been trained before."
-    heads = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        heads.append(ADNet(3, "shapes-fine", Readings(**{**SMALL, "weights": "own:shapes"})).network.classifier.weight)
-    assert torch.equal(*heads)
-
-
-def test_a_changed_network_does_not_change_the_kept_weights(quick_start):
-    a, b = (fresh(weights="own:shapes") for _ in range(2))
-    with torch.no_grad(): a.network.backbone.conv1.weight.zero_()
-    assert b.network.backbone.conv1.weight.any() and fresh(weights="own:shapes").network.backbone.conv1.weight.any()
-
-
-def test_images_of_the_stand_in_are_no_split_of_the_set():
-    from arcbook.datasets import load
-    seen = {bytes(image.numpy()) for image in ad_net.pretraining_images("shapes").images}
-    for split in ("val",): assert not seen & {bytes(image.numpy()) for image in load("shapes-fine", split).images}
-    assert not seen & {bytes(image.numpy()) for image in load("shapes-fine-few:5", "train").images}
-    assert ad_net.pretraining_images("shapes").num_classes == 6                    # outlines: the marks are not given
-
-
-# whole runs, records ------------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def short(monkeypatch, quick_start):
-    def shorter(*args, slow=ad_net.recipe, **options):
-        plan = slow(*args, **options)
-        changes = {} if "weights" in options else dict(weights="none")
-        return replace(plan, budget=replace(plan.budget, epochs=1, checkpoint_seconds=0), readings=replace(plan.readings, backbone="resnet8", size=16, **changes), test_stride=9)
-    monkeypatch.setattr(ad_net, "recipe", shorter)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_smoke_run_of_every_variant(variant, short):
-    outcome = ad_net.train(variant, "digits-few:3", "smoke", 0)
-    r, arrays = outcome.record, outcome.arrays
-    assert {"top1", "top1_large", "top1_small", "gap", "feature_kl", "margin", "knn"} <= r.metrics.keys() and not r.stale
-    assert all(math.isfinite(v) for v in r.metrics.values()) and all(0 <= r.metrics[k] <= 1 for k in ("top1", "top1_large", "top1_small", "gap", "knn"))
-    assert r.paper == "ad_net" and r.variant == variant and r.method["weights"] == "none" and set(r.terms) == {"loss", "main", "dist"} and r.budget["batch_size"] == 24
-    assert all(isinstance(v, float) for v in r.metrics.values()) and r.source == sources(*LOSSES)
-    assert len(arrays["labels"]) == len(arrays["predicted"]) and math.isclose((arrays["labels"] == arrays["predicted"]).mean(), r.metrics["top1"], abs_tol=1e-5)
-
-
-def test_weights_of_a_run(tmp_path, short):
-    from arcbook.experiments import run_ladder
-    torch.save(backbone("resnet8").state_dict(), tmp_path / "mine.pt")
-    for weights, name in (("none", "none"), ("own:shapes", "own:shapes"), (str(tmp_path / "mine.pt"), "file:mine-")):
-        record, = run_ladder(ad_net.EXPERIMENT, "digits-few:3", "smoke", 1, tmp_path / "out", ["AD-Net"], weights=weights)
-        assert record.start.startswith(name) and record.method["weights"].startswith(name) and str(tmp_path) not in str(record.method)
-    assert len(list((tmp_path / "out" / "ad_net").glob("*.json"))) == 3
-
-
-def test_whole_runs_resume(tmp_path, short):
-    def stop_at(step, method):
-        if method.config["num_classes"] == 10 and step == 1: raise Stop
-    method, history, _ = train_method("AD-Net", "digits-few:4", "smoke", 0, weights="own:shapes")
-    with pytest.raises(Stop): train_method("AD-Net", "digits-few:4", "smoke", 0, tmp_path / "run", stop_at, weights="own:shapes")
-    ad_net.own_state.cache_clear()
-    again, history2, _ = train_method("AD-Net", "digits-few:4", "smoke", 0, tmp_path / "run", weights="own:shapes")
-    assert history.values == history2.values and all(torch.equal(a, b) for a, b in zip(method.state_dict().values(), again.state_dict().values()))
-
-
-def test_variants_start_alike(short):
-    "The same weights and, where the views are the same, the same first loss."
-    firsts = {}
-    for variant in ("alpha 0", "AD-Net", "detach target", "own head rate off", "plain+trim", "plain"):
-        states = []
-        _, history, _ = train_method(variant, "digits-few:3", "smoke", 0, callback=lambda step, m: states.append({k: v.clone() for k, v in m.network.state_dict().items()}) if step == 0 else None)
-        firsts[variant] = states[0], float(history["main"][0])
-    for state, _ in firsts.values():
-        for k, v in firsts["AD-Net"][0].items(): assert torch.equal(v, state[k]), k
-    assert len({loss for name, (_, loss) in firsts.items() if name != "plain"}) == 1      # the main view is the same with and without crops
-    other, *_ = train_method("AD-Net", "digits-few:3", "smoke", 1)
-    assert not torch.equal(other.network.backbone.conv1.weight, firsts["AD-Net"][0]["backbone.conv1.weight"])
-
-
-def test_measurements():
-    torch.manual_seed(0)
-    method, data = fresh(), small_set((20, 12, 9))
-    with torch.no_grad(): method.network.classifier.weight.mul_(300)
-    metrics, arrays = ad_net.evaluate(method, data, data)
-    again, _ = ad_net.evaluate(fresh(alpha=9.0), data, data)
-    W, b = (p.detach().double() for p in method.network.classifier.parameters())
-    large, small = (torch.from_numpy(arrays[k]).double() for k in ("large", "small"))
-    p_large, p_small = ((f @ W.T + b).softmax(1) for f in (large, small))
-    assert near(metrics["gap"], float((p_large - p_small).abs().sum(1).mean() / 2), 1e-4)
-    assert near(metrics["feature_kl"], float(loops(small, large)[0].mean()), 1e-5)
-    labels = torch.from_numpy(arrays["labels"])
-    assert near(metrics["top1_large"], float((p_large.argmax(1) == labels).double().mean()), 1e-5) and near(metrics["top1_small"], float((p_small.argmax(1) == labels).double().mean()), 1e-5)
-    assert near(metrics["top1"], float((method.predict(data.images).argmax(1) == labels).double().mean()), 1e-5)
-    assert again["feature_kl"] == metrics["feature_kl"]                            # the same crops for every method
-    assert ad_net.evaluate(method, data, data)[0] == metrics and metrics["gap"] > 0
-
-
-def test_every_source_of_a_record_exists():
-    assert all(sources(*LOSSES).values()) and len(set(LOSSES)) == len(LOSSES)
-    assert {"arcbook.papers.ad_net.feature_distillation", "arcbook.papers.ad_net.ADNetLoss", "arcbook.papers.ad_net.ADNet",
-            "arcbook.papers.ad_net.own_state", "arcbook.papers.ad_net.pretraining_images"} <= set(LOSSES)
-
-
-def test_importing_is_light():
+def test_importing_is_light():   # -> conformance
     code = "import sys, arcbook.papers.ad_net; print([m for m in ('torchvision', 'sklearn', 'matplotlib', 'accelerate', 'scipy', 'PIL', 'pandas') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.skipif(not (CUB50 / "train_10.txt").exists(), reason="cub50 is not in ARCBOOK_DATA")
-def test_birds(short):
-    assert ad_net.train("AD-Net", "cub50", "smoke", 0).record.metrics["top1"] >= 0
 
 
 # two processes ------------------------------------------------------------------------------------------------------
@@ -1426,7 +1162,7 @@ def worker(rank, folder, port):
     dist.destroy_process_group()
 
 
-def test_two_processes(tmp_path):
+def test_two_processes(tmp_path):   # -> conformance
     import socket
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -5,51 +5,38 @@
 # %% ../../nbs/papers/02_ad_net.ipynb #f020b167
 from __future__ import annotations
 
-import hashlib, math
-from copy import deepcopy
+import math
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..contrast import (at_least_float32, check_embeddings, check_labels, check_option, check_reduction,
-                              check_temperature, reduce_loss)
-from ..datasets import load, make_shapes
-from ..evaluation import accuracy, knn_accuracy, predict
-from ..experiments import Experiment, Outcome
-from ..ledger import RunRecord, sources, thin
-from ..models import Network, Output, remove_classifier, shrunk
-from ..models import backbone as whole_backbone
-from ..training import Budget, Method, fit, learning_rate, step_seed
-from ..views import (IMAGENET, augment_for, color_jitter, crop_resize, random_crop, random_flip, scaled_crop,
-                           standardize, to_float)
+from .. import evaluation, models
+from .._checks import (check_embeddings, check_labels, check_number, check_option,
+                             check_pixels, check_reduction, check_temperature)
+from ..contrast import at_least_float32, reduce_loss
+from ..method import Method
+from ..models import Network, Output
+from ..profiles import Profile, profile_of
+from ..readings import Bound, Count, NonNegative, Positive, Settings, ShareRange, Shares
+from ..views import (IMAGENET, color_jitter, crop_resize, random_crop, random_flip,
+                           scaled_crop, standardize, to_float)
 
 # %% auto #0
-__all__ = ['VIEW_OPTIONS', 'OPTIONS', 'POSITIVE', 'PIXELS', 'RANGE', 'TEXT', 'LIMITS', 'IMAGENET_WEIGHTS', 'PLAIN', 'VARIANTS',
-           'LISTS', 'STEPS', 'BATCH', 'MAP_IMAGES', 'LOSSES', 'EXPERIMENT', 'CONTROLS', 'FIGURES', 'trim_box',
-           'check_pixels', 'side_box', 'policy_step', 'auto_augment', 'Views', 'whole_box', 'ThreeViews',
-           'feature_distillation', 'FeatureDistillationLoss', 'ADNetTerms', 'ADNetLoss', 'head_lr_ratio', 'Readings',
-           'check_readings', 'weights_name', 'pretraining_images', 'body_of', 'imagenet_body', 'start_body',
-           'own_state', 'ADNetModel', 'ADNetInference', 'views_for', 'ADNet', 'watch', 'Recipe', 'grid_name',
-           'epochs_for', 'recipe', 'counted', 'list_length', 'images_for', 'train_method', 'three_outputs',
-           'main_statistics', 'evaluate', 'train', 'draw_gaps']
+__all__ = ['trim_box', 'side_box', 'auto_augment', 'ThreeViews', 'feature_distillation', 'FeatureDistillationLoss', 'ADNetTerms',
+           'ADNetLoss', 'head_lr_ratio', 'Readings', 'ADNet']
 
 # %% ../../nbs/papers/02_ad_net.ipynb #732bd5e3
 def trim_box(height: int, width: int, fraction: float = 0.05) -> tuple[int, int, int, int]:
-    "Top, left, bottom and right (half-open) of an image without its border; never less than one pixel."
-    if not 0 <= fraction < 0.5: raise ValueError(f"fraction must be in [0, 0.5), got {fraction}")
-    check_pixels(height, width)
-    (top, bottom), (left, right) = ((int(fraction * n), int((1 - fraction) * n)) for n in (height, width))
+    "Top, left, bottom and right (half-open) without the border; at least one pixel."
+    check_number("fraction", fraction, "in [0, 0.5)")
+    check_pixels(height=height, width=width)
+    kept = [(int(fraction * n), int((1 - fraction) * n)) for n in (height, width)]
+    (top, bottom), (left, right) = kept
     return top, left, max(bottom, top + 1), max(right, left + 1)
-
-# %% ../../nbs/papers/02_ad_net.ipynb #aa52b409
-def check_pixels(height: int, width: int):
-    for name, n in dict(height=height, width=width).items():
-        if n < 1: raise ValueError(f"{name} must be >= 1, got {n}")
 
 # %% ../../nbs/papers/02_ad_net.ipynb #8cf84d6f
 def side_box(
@@ -58,15 +45,16 @@ def side_box(
     u: float,            # share of each side, or of the area
     unit: str = "side",  # or "area"
 ) -> tuple[int, int]:
-    "Height and width of a crop of an image of `height` x `width` pixels; never less than one pixel."
-    check_option("unit", unit, ("side", "area")), check_pixels(height, width)
-    if not 0 < u <= 1: raise ValueError(f"u must be in (0, 1], got {u}")
+    "Height and width of a crop of an image of `height` x `width` pixels; at least one pixel."
+    check_option("unit", unit, ("side", "area"))
+    check_pixels(height=height, width=width)
+    check_number("u", u, "in (0, 1]")
     u = math.sqrt(u) if unit == "area" else u
     return max(1, int(u * height)), max(1, int(u * width))
 
 # %% ../../nbs/papers/02_ad_net.ipynb #51927b76
-def policy_step(image: Tensor, name: str, level: int | None, sign: float) -> Tensor:
-    "One operation of the policy on a uint8 image [3, H, W]; `level` 0 to 9 on the policy's scale."
+def _policy_step(image: Tensor, name: str, level: int | None, sign: float) -> Tensor:
+    "One operation on a uint8 image [3, H, W]; `level` 0 to 9 on the policy's scale."
     from torchvision.transforms import functional as T
     at = (level or 0) / 9
     if name == "ShearX":
@@ -75,10 +63,11 @@ def policy_step(image: Tensor, name: str, level: int | None, sign: float) -> Ten
     if name == "Rotate": return T.rotate(image, sign * 30 * at, fill=128)
     if name == "Posterize": return T.posterize(image, 8 - round(4 * at))
     if name == "Solarize": return T.solarize(image, 255 - 255 * at)
-    if name in ("Color", "Contrast", "Sharpness"):
-        change = {"Color": T.adjust_saturation, "Contrast": T.adjust_contrast, "Sharpness": T.adjust_sharpness}[name]
-        return change(image, 1 + sign * 0.9 * at)
-    return {"Equalize": T.equalize, "AutoContrast": T.autocontrast, "Invert": T.invert}[name](image)
+    scaled = {"Color": T.adjust_saturation, "Contrast": T.adjust_contrast,
+              "Sharpness": T.adjust_sharpness}
+    if name in scaled: return scaled[name](image, 1 + sign * 0.9 * at)
+    plain = {"Equalize": T.equalize, "AutoContrast": T.autocontrast, "Invert": T.invert}
+    return plain[name](image)
 
 # %% ../../nbs/papers/02_ad_net.ipynb #0e4022c1
 def auto_augment(
@@ -86,7 +75,7 @@ def auto_augment(
     policy: str = "official24",    # or "torchvision": all 25 pairs, turned both ways
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    "AutoAugment's ImageNet policy, an own pair of operations for each image."
+    "AutoAugment's ImageNet policy; each image draws its own pair of operations."
     from torchvision.transforms import AutoAugment
     check_option("policy", policy, ("official24", "torchvision"))
     official = policy == "official24"
@@ -94,74 +83,91 @@ def auto_augment(
     draws = torch.rand(len(images), 5, generator=generator, device=images.device).tolist()
     done = []
     for image, (which, *coins) in zip((images * 255).round().byte(), draws):
-        for (name, p, level), coin, turn in zip(table[int(which * len(table))], coins[:2], coins[2:]):
-            sign = 1.0 if turn < 0.5 or (official and name == "Rotate") else -1.0
-            if coin <= p: image = policy_step(image, name, level, sign)
+        pair = table[int(which * len(table))]
+        for (name, p, level), coin, turn in zip(pair, coins[:2], coins[2:]):
+            one_way = official and name == "Rotate"
+            sign = 1.0 if turn < 0.5 or one_way else -1.0
+            if coin <= p: image = _policy_step(image, name, level, sign)
         done.append(image)
     return torch.stack(done).float() / 255
 
 # %% ../../nbs/papers/02_ad_net.ipynb #9cd304c3
-VIEW_OPTIONS = {"crops": ("double_crop", "single_crop", "vanilla"), "unit": ("side", "area"),
-                "colour": ("jitter", "official24", "torchvision", "none")}
+_Border = Annotated[float, Bound("in [0, 0.5)", lambda x: 0 <= x < 0.5)]
+_Crops = Literal["double_crop", "single_crop", "vanilla"]
+_Unit = Literal["side", "area"]
+_Colour = Literal["jitter", "official24", "torchvision", "none"]
 
 # %% ../../nbs/papers/02_ad_net.ipynb #9cdde7ea
 @dataclass(frozen=True)
-class Views:
-    "The settings of all views, and the parts they are made of."
-    size: int = 224
-    crops: str = "double_crop"           # or "single_crop" (no target), "vanilla" (main view only)
-    border_trim: float = 0.05            # share of each side, for training and testing alike
-    source: tuple = (0.1, 0.8)           # of the small crop
-    target: tuple = (0.8, 0.9)           # of the large crop
-    unit: str = "side"                   # of both, or "area"
-    colour: str = "jitter"               # or "official24", "torchvision" (AutoAugment), "none"
+class ThreeViews(Settings):
+    "A uint8 batch to views [B, 3, size, size]: main; main and source; or main, source and target."
+    size: Count = 224
+    crops: _Crops = "double_crop"     # or "single_crop" (no target), "vanilla" (main view only)
+    border_trim: _Border = 0.05       # share of each side, for training and testing alike
+    source: ShareRange = (0.1, 0.8)   # of the small crop
+    target: ShareRange = (0.8, 0.9)   # of the large crop
+    unit: _Unit = "side"              # of both, or "area"
+    colour: _Colour = "jitter"        # or "official24", "torchvision" (AutoAugment), "none"
     flip: bool = True
     mean: tuple = IMAGENET["mean"]
     std: tuple = IMAGENET["std"]
 
-    def __post_init__(self):
-        for name, allowed in VIEW_OPTIONS.items(): check_option(name, getattr(self, name), allowed)
-
-    def region(self, images: Tensor) -> Tensor:
-        images = to_float(images)
-        top, left, bottom, right = trim_box(*images.shape[2:], self.border_trim)
-        return images[..., top:bottom, left:right]
-
-    def squared(self, region: Tensor) -> Tensor:
-        "The region at 8/7 of the final size, of which the main view is a window."
-        return crop_resize(region, whole_box(region), round(self.size * 256 / 224))
-
-    def crop(self, region: Tensor, scale: tuple, generator: torch.Generator) -> Tensor:
-        return scaled_crop(region, self.size, scale, self.unit, generator)
-
 # %% ../../nbs/papers/02_ad_net.ipynb #76f8e00f
-def whole_box(images: Tensor) -> Tensor:
+def _whole_box(images: Tensor) -> Tensor:
     "Boxes [B, 4] that hold the whole image."
-    return torch.tensor([0, 0, *images.shape[2:]], device=images.device).expand(len(images), 4)
+    box = torch.tensor([0, 0, *images.shape[2:]], device=images.device)
+    return box.expand(len(images), 4)
+
+# %% ../../nbs/papers/02_ad_net.ipynb #f4fcef49
+@patch
+def region(self: ThreeViews, images: Tensor) -> Tensor:
+    "Images without their border, as floats."
+    images = to_float(images)
+    top, left, bottom, right = trim_box(*images.shape[2:], self.border_trim)
+    return images[..., top:bottom, left:right]
+
+@patch
+def squared(self: ThreeViews, region: Tensor) -> Tensor:
+    "The region at 8/7 of the final size, of which the main view is a window."
+    return crop_resize(region, _whole_box(region), round(self.size * 256 / 224))
+
+@patch
+def crop(self: ThreeViews, region: Tensor, scale: tuple, generator: torch.Generator) -> Tensor:
+    "A random crop of every region."
+    return scaled_crop(region, self.size, scale, self.unit, generator)
 
 # %% ../../nbs/papers/02_ad_net.ipynb #d93087c4
-class ThreeViews(Views):
-    "A uint8 batch to normalised views [B, 3, size, size]: (main,), (main, source) or (main, source, target)."
-    def finish(self, views: Tensor, generator: torch.Generator) -> Tensor:
-        "Colour, mirror image and normalisation, an own draw for each image."
-        if self.colour == "jitter": views = color_jitter(views, 0.4, 0.4, 0.4, 0, 1.0, generator)
-        elif self.colour != "none": views = auto_augment(views, self.colour, generator)
-        if self.flip: views = random_flip(views, 0.5, generator)
-        return standardize(views, self.mean, self.std)
+@patch
+def finish(self: ThreeViews, views: Tensor, generator: torch.Generator) -> Tensor:
+    "Colour, mirror image and normalisation; every image has its own draw."
+    if self.colour == "jitter":
+        views = color_jitter(views, 0.4, 0.4, 0.4, 0, 1.0, generator)
+    elif self.colour != "none":
+        views = auto_augment(views, self.colour, generator)
+    if self.flip: views = random_flip(views, 0.5, generator)
+    return standardize(views, self.mean, self.std)
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
-        region = self.region(images)
-        views = [self.finish(random_crop(self.squared(region), 0, generator, "zeros", self.size), generator)]
-        scales = {"vanilla": (), "single_crop": (self.source,), "double_crop": (self.source, self.target)}[self.crops]
-        views += [self.finish(self.crop(region, scale, generator), generator) for scale in scales]
-        return tuple(views)
+# %% ../../nbs/papers/02_ad_net.ipynb #7172fc6f
+@patch
+def __call__(self: ThreeViews, images: Tensor,
+             generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+    region = self.region(images)
+    window = random_crop(self.squared(region), 0, generator, "zeros", self.size)
+    views = [self.finish(window, generator)]
+    scales = {"vanilla": (), "single_crop": (self.source,),
+              "double_crop": (self.source, self.target)}
+    for scale in scales[self.crops]:
+        views.append(self.finish(self.crop(region, scale, generator), generator))
+    return tuple(views)
 
-    def plain(self, images: Tensor) -> Tensor:
-        "The view for testing: border off, resized, central window, normalised."
-        squared = self.squared(self.region(images))
-        edge = (squared.shape[-1] - self.size + 1) // 2
-        window = squared[..., edge:edge + self.size, edge:edge + self.size]
-        return standardize(window, self.mean, self.std)
+# %% ../../nbs/papers/02_ad_net.ipynb #ee646d2f
+@patch
+def plain(self: ThreeViews, images: Tensor) -> Tensor:
+    "The view for testing: border off, resized, central window, normalised."
+    squared = self.squared(self.region(images))
+    edge = (squared.shape[-1] - self.size + 1) // 2
+    window = squared[..., edge:edge + self.size, edge:edge + self.size]
+    return standardize(window, self.mean, self.std)
 
 # %% ../../nbs/papers/02_ad_net.ipynb #8f7c21c3
 def feature_distillation(
@@ -171,26 +177,36 @@ def feature_distillation(
     detach_target: bool = False,   # True: the target is a constant
     reduction: str = "mean",       # over images: "mean", "sum" or "none" ([B])
 ) -> Tensor:
-    """KL(softmax(target) || softmax(source)) over channels. Raises `ValueError` on wrong shapes, non-finite values,
-    temperature or reduction. Source: AD-Net's official code, `train.py:926`."""
-    check_reduction(reduction), check_temperature(temperature)
+    """KL(softmax(target) || softmax(source)) over channels. Raises `ValueError` on wrong shapes,
+    non-finite values, temperature or reduction. Source: AD-Net's official code, `train.py:926`."""
+    check_reduction(reduction)
+    check_temperature(temperature)
     check_embeddings("source", source)
     check_embeddings("target", target, source.shape[1], len(source))
     if detach_target: target = target.detach()
-    log_s, log_t = (F.log_softmax(at_least_float32(f) / temperature, dim=1) for f in (source, target))
+    log_s = F.log_softmax(at_least_float32(source) / temperature, dim=1)
+    log_t = F.log_softmax(at_least_float32(target) / temperature, dim=1)
     p_t = log_t.exp()
-    return reduce_loss((p_t * torch.where(p_t > 0, log_t - log_s, 0)).sum(1), reduction)
+    ratio = torch.where(p_t > 0, log_t - log_s, 0)      # what the target does not use costs nothing
+    return reduce_loss((p_t * ratio).sum(1), reduction)
 
 # %% ../../nbs/papers/02_ad_net.ipynb #5a0a00f3
 class FeatureDistillationLoss(nn.Module):
     "`feature_distillation` with its settings held."
-    def __init__(self, temperature: float = 1.0, detach_target: bool = False, reduction: str = "mean"):
+    def __init__(self, temperature: float = 1.0, detach_target: bool = False,
+                 reduction: str = "mean"):
         super().__init__()
-        self.temperature, self.reduction = check_temperature(temperature), check_reduction(reduction)
+        self.temperature = check_temperature(temperature)
         self.detach_target = detach_target
+        self.reduction = check_reduction(reduction)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        return feature_distillation(source, target, self.temperature, self.detach_target, self.reduction)
+        return feature_distillation(source, target, self.temperature, self.detach_target,
+                                    self.reduction)
+
+    def extra_repr(self) -> str:
+        return (f"temperature={self.temperature}, detach_target={self.detach_target}, "
+                f"reduction={self.reduction!r}")
 
 # %% ../../nbs/papers/02_ad_net.ipynb #5136ec18
 class ADNetTerms(NamedTuple):
@@ -201,13 +217,12 @@ class ADNetTerms(NamedTuple):
 
 # %% ../../nbs/papers/02_ad_net.ipynb #5049c1a5
 class ADNetLoss(nn.Module):
-    "Cross entropy + alpha KL, halved as a whole before publication; an infinite KL is left out of the step."
+    "Cross entropy + alpha KL, halved before publication; an infinite KL is left out of the step."
     def __init__(self, alpha: float = 0.1, detach_target: bool = False, halve_loss: bool = False,
                  temperature: float = 1.0):
         super().__init__()
-        if not (isinstance(alpha, (int, float)) and 0 <= alpha < math.inf):
-            raise ValueError(f"alpha must be finite and >= 0, got {alpha!r}")
-        self.alpha, self.weight = alpha, 0.5 if halve_loss else 1.0
+        self.alpha = check_number("alpha", alpha, "finite and >= 0")
+        self.weight = 0.5 if halve_loss else 1.0
         self.distillation = FeatureDistillationLoss(temperature, detach_target)
 
     def forward(
@@ -217,408 +232,149 @@ class ADNetLoss(nn.Module):
         source: Tensor | None = None,  # f^s [B, D]; None: cross entropy alone
         target: Tensor | None = None,  # f^t [B, D]
     ) -> ADNetTerms:
-        check_embeddings("logits", logits), check_labels("labels", labels, *logits.shape)
+        check_embeddings("logits", logits)
+        check_labels("labels", labels, *logits.shape)
         main = F.cross_entropy(at_least_float32(logits), labels.long())
         if source is None: return ADNetTerms(self.weight * main, main, torch.zeros_like(main))
         with torch.no_grad(): dist = self.distillation(source, target)
-        lost = dist.isinf()
-        kept = self.distillation(*(f.masked_fill(lost, 0) for f in (source, target)))
-        return ADNetTerms(self.weight * (main + self.alpha * kept), main, torch.where(lost, dist, kept))
+        lost = dist.isinf()            # then both are given the same features
+        kept = self.distillation(source.masked_fill(lost, 0), target.masked_fill(lost, 0))
+        loss = self.weight * (main + self.alpha * kept)
+        return ADNetTerms(loss, main, torch.where(lost, dist, kept))
+
+    def extra_repr(self) -> str: return f"alpha={self.alpha}, halve_loss={self.weight < 1}"
 
 # %% ../../nbs/papers/02_ad_net.ipynb #33929ec0
 def head_lr_ratio(split: int | float | str) -> float:
-    "Learning rate of the classifier over that of the backbone for a share of labels in percent, or \"1i\"."
+    "The classifier's rate over the backbone's, for a share of labels in percent, or \"1i\"."
     try: share = 10.0 if split == "1i" else 0.0 if isinstance(split, bool) else float(split)
     except (TypeError, ValueError): share = 0.0
-    if not 0 < share <= 100: raise ValueError(f"split must be in (0, 100] percent or \"1i\", got {split!r}")
+    if not 0 < share <= 100:
+        raise ValueError(f"split must be in (0, 100] percent or \"1i\", got {split!r}")
     return round(2 * 100 / share) / 2
 
 # %% ../../nbs/papers/02_ad_net.ipynb #599d0b8e
 @dataclass(frozen=True)
-class Readings:
+class Readings(Settings):
     "Choices that a run can vary; U1 to U15 are the numbers of our readings."
-    alpha: float = 0.1                 # U1: weight of the distillation, constant
-    detach_target: bool = False        # U2: True makes the large view a constant
-    halve_loss: bool = False           # U3: True: 1/2 CE + 1/2 alpha KL, the form before publication
-    temperature: float = 1.0           # of both feature distributions; not in the method
-    crops: str = "double_crop"         # or "single_crop" (the main view is the target), "vanilla" (main view only)
-    labels_on: str = "main"            # control: "all", cross entropy on every view
-    crop_source: tuple = (0.1, 0.8)    # U4
-    crop_target: tuple = (0.8, 0.9)    # U4
-    crop_unit: str = "side"            # U4: or "area"
-    border_trim: float = 0.05          # U5: per edge, training and test
-    head_lr: float = 10.0              # U6, U13: of the classifier, over the backbone's
-    passes: str = "separate"           # control: "joint", one pass of all views
-    aircraft_eval: str = "center"      # U7: or "train_transform", the official code's slip
-    report: str = "last"               # U8: or "best", the best test accuracy on the way beside it, labelled so
-    eval_every: int = 200              # U8: steps
-    amp: bool = True                   # U10: half precision at the gpu budget; the loss stays in float32
-    colour: str = "jitter"             # U11: or "official24", "torchvision" (AutoAugment), "none"
-    weights: str = "none"              # U12: "imagenet", "imagenet-v2", "own:<data>", or a file
-    milestones: tuple = (0.5, 0.75, 0.9, 0.95)   # U14: shares of the run after which the rate falls tenfold
-    lr: float | None = None            # U15: None: the recipe's; a ViT has none and must be told
-    steps: int | None = None           # U15: the same
+    alpha: NonNegative = 0.1                # U1: weight of the distillation, constant
+    detach_target: bool = False             # U2: True makes the large view a constant
+    halve_loss: bool = False                # U3: True: 1/2 CE + 1/2 alpha KL, before publication
+    temperature: Positive = 1.0             # of both feature distributions; not in the method
+    crops: _Crops = "double_crop"           # or "single_crop" (the main view is the target)
+    labels_on: Literal["main", "all"] = "main"   # control: "all", cross entropy on every view
+    crop_source: ShareRange = (0.1, 0.8)    # U4
+    crop_target: ShareRange = (0.8, 0.9)    # U4
+    crop_unit: _Unit = "side"               # U4: or "area"
+    border_trim: _Border = 0.05             # U5: per edge, training and test
+    head_lr: Positive = 10.0                # U6, U13: of the classifier, over the backbone's
+    passes: Literal["separate", "joint"] = "separate"    # control: "joint", one pass of all views
+    aircraft_eval: Literal["center", "train_transform"] = "center"   # U7: the code's slip
+    report: Literal["last", "best"] = "last"   # U8: the best test accuracy beside it, labelled so
+    eval_every: Count = 200                 # U8: steps
+    amp: bool = True                        # U10: half precision on a GPU; the loss in float32
+    colour: _Colour = "jitter"              # U11: or AutoAugment, or "none"
+    weights: str = "none"                   # U12: what the backbone starts from, by name
+    milestones: Shares = (0.5, 0.75, 0.9, 0.95)   # U14: shares after which the rate falls tenfold
+    lr: Positive | None = None              # U15: None: the recipe's; a ViT has none
+    steps: Count | None = None              # U15: the same
     backbone: str = "resnet50"
-    size: int = 224                    # of the views, pixels
-    decode: int = 512                  # photographs become squares of so many pixels, from which views are cut
-
-# %% ../../nbs/papers/02_ad_net.ipynb #3f46b6ca
-OPTIONS = {
-    "crops": VIEW_OPTIONS["crops"], "crop_unit": VIEW_OPTIONS["unit"], "colour": VIEW_OPTIONS["colour"],
-    "labels_on": ("main", "all"), "passes": ("separate", "joint"), "aircraft_eval": ("center", "train_transform"),
-    "report": ("last", "best")}
-POSITIVE = "finite and > 0", lambda x: 0 < x < math.inf
-PIXELS = "a whole number >= 1", lambda x: isinstance(x, int) and x >= 1
-RANGE = "(low, high) with 0 < low <= high <= 1", lambda x: len(x) == 2 and 0 < x[0] <= x[1] <= 1
-TEXT = "a text", lambda x: isinstance(x, str)
-LIMITS = {   # what a number must be, and the test
-    "alpha": ("finite and >= 0", lambda x: 0 <= x < math.inf), "temperature": POSITIVE, "head_lr": POSITIVE,
-    "crop_source": RANGE, "crop_target": RANGE, "border_trim": ("in [0, 0.5)", lambda x: 0 <= x < 0.5),
-    "milestones": ("shares in (0, 1]", lambda x: all(0 < share <= 1 for share in x)),
-    "lr": ("None, or " + POSITIVE[0], lambda x: x is None or POSITIVE[1](x)),
-    "steps": ("None, or " + PIXELS[0], lambda x: x is None or PIXELS[1](x)),
-    "size": PIXELS, "decode": PIXELS, "eval_every": PIXELS, "weights": TEXT, "backbone": TEXT}
-
-def check_readings(r: Readings):
-    for name, allowed in OPTIONS.items(): check_option(name, getattr(r, name), allowed)
-    for name, (wanted, right) in LIMITS.items():
-        value = getattr(r, name)
-        try: sound = right(value)
-        except TypeError: sound = False
-        if not sound: raise ValueError(f"{name} must be {wanted}, got {value!r}")
-
-# %% ../../nbs/papers/02_ad_net.ipynb #79bf2d86
-IMAGENET_WEIGHTS = {"imagenet": "IMAGENET1K_V1", "imagenet-v2": "IMAGENET1K_V2"}   # U12: the first is the code's
-
-def weights_name(weights: str) -> str:
-    "The name of initial weights in records, never a path. `ValueError` or `FileNotFoundError` where there are none."
-    if weights in ("none", *IMAGENET_WEIGHTS): return weights
-    if weights.startswith("own:"):
-        pretraining_images(weights[4:])
-        return weights
-    path = Path(weights)
-    if path.is_file(): return f"file:{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
-    raise FileNotFoundError(f"weights must be none, imagenet, imagenet-v2, own:NAME or a file; there is no {weights}")
-
-# %% ../../nbs/papers/02_ad_net.ipynb #538551ad
-@lru_cache(maxsize=2)
-def pretraining_images(source: str):
-    "Images for the stand-in; for `shapes` others than any split has, with outlines as labels."
-    return make_shapes(300, seed=3) if source == "shapes" else load(source, "train")
-
-# %% ../../nbs/papers/02_ad_net.ipynb #d9589ab5
-def body_of(name: str, weights: str | None = None) -> nn.Module:
-    "A backbone by name; \"resnet8/2\" sees images averaged over squares of 2 pixels."
-    name, _, factor = name.partition("/")
-    body = imagenet_body(name, weights) if weights in IMAGENET_WEIGHTS else whole_backbone(name, weights)
-    return shrunk(body, int(factor or 1))
-
-# %% ../../nbs/papers/02_ad_net.ipynb #87b8a911
-def imagenet_body(name: str, weights: str) -> nn.Module:
-    "A torchvision backbone with ImageNet weights, downloaded once."
-    from torchvision import models
-    theirs = name in models.list_models(module=models)
-    if not theirs or IMAGENET_WEIGHTS[weights] not in models.get_model_weights(name).__members__:
-        raise ValueError(f"weights must be none, own:NAME or a file for {name}, got {weights!r}")
-    try: return remove_classifier(models.get_model(name, weights=IMAGENET_WEIGHTS[weights]))
-    except OSError as error: raise OSError(f"no weights for {name} ({error}): pass a file as weights") from None
-
-# %% ../../nbs/papers/02_ad_net.ipynb #3303c59d
-def start_body(r: Readings, budget: str = "cpu", place: Path | None = None) -> nn.Module:
-    "The backbone of a run with its initial weights; `place` keeps the checkpoint of a stand-in."
-    if r.weights == "none": return body_of(r.backbone)
-    if not r.weights.startswith("own:"): return body_of(r.backbone, r.weights)
-    body = body_of(r.backbone)
-    body.load_state_dict(own_state(r.weights[4:], r.backbone, r.size, budget, place))
-    return body
-
-# %% ../../nbs/papers/02_ad_net.ipynb #5feeeac0
-@lru_cache(maxsize=4)
-def own_state(source: str, backbone: str, size: int, budget: str, place: Path | None = None) -> dict:
-    "Weights of a backbone that our own `fit` has trained on `source`, one seed for all runs."
-    images = pretraining_images(source)
-    if budget == "smoke": images = images.subset(torch.arange(0, len(images), 2 if source == "shapes" else 10))
-    readings = Readings(crops="vanilla", border_trim=0.0, head_lr=1.0, backbone=backbone, size=size)
-    epochs, lr = {"shapes": (30, 0.05)}.get(source, (8, 0.1))
-    schedule = Budget(budget, 8 if budget == "smoke" else epochs, 64, lr=lr, weight_decay=5e-4, warmup_epochs=1)
-    folder = place and place / f"own-{source}-{backbone.replace('/', '_')}-{size}-{budget}"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        method = ADNet(images.num_classes, source, readings)
-        fit(method, images, schedule, 0, folder)
-    return {name: value.detach().cpu().clone() for name, value in method.network.backbone.state_dict().items()}
-
-# %% ../../nbs/papers/02_ad_net.ipynb #1da947f3
-class ADNetModel(Method):
-    "Network, views and loss in one module; `ADNet` adds the training step."
-    name = "ad_net"
-
-    def __init__(self, num_classes: int, data: str, readings: Readings = Readings(),
-                 backbone: str | nn.Module | None = None):   # None: by the readings
-        r = readings
-        check_readings(r)
-        super().__init__(num_classes=num_classes, data=data, **asdict(r) | {"weights": weights_name(r.weights)})
-        if backbone is None: backbone = start_body(r)
-        body = body_of(backbone) if isinstance(backbone, str) else backbone
-        self.readings, self.data, self.network = r, data, Network(body, num_classes, "none")
-        nn.init.normal_(self.network.classifier.weight, std=0.0 if r.backbone.startswith("vit") else 0.01)
-        nn.init.zeros_(self.network.classifier.bias)
-        self.views, self.watched = views_for(data, r), None
-        self.loss = ADNetLoss(r.alpha, r.detach_target, r.halve_loss, r.temperature)
-        self.register_buffer("skipped", torch.zeros((), dtype=torch.long))   # steps with an infinite divergence
-        self.register_buffer("best", torch.zeros(()))
-
-    def parameter_groups(self) -> list[dict]:
-        body, head = self.network.backbone, self.network.classifier
-        return [{"params": list(body.parameters())},
-                {"params": list(head.parameters()), "lr_scale": self.readings.head_lr}]
-
-    @property
-    def device(self) -> torch.device: return self.network.classifier.weight.device
-
-# %% ../../nbs/papers/02_ad_net.ipynb #1e029491
-class ADNetInference(ADNetModel):
-    "What the trained network says about images: one view, one pass, no crops."
-    @torch.no_grad()
-    def output(self, images: Tensor) -> Output:
-        "Features (also as embeddings) and logits of the plain view, in evaluation mode."
-        images = images.to(self.device)
-        if self.readings.aircraft_eval == "train_transform" and self.data.startswith("aircraft"):
-            return self.network.eval()(self.views(images, torch.Generator(self.device).manual_seed(0))[0])
-        return self.network.eval()(self.views.plain(images))
-
-    def predict(self, images: Tensor) -> Tensor: return self.output(images).logits
-    def embed(self, images: Tensor) -> Tensor: return self.output(images).features
+    size: Count = 224                       # of the views, pixels
+    decode: Count = 512                     # photographs become squares of so many pixels
 
 # %% ../../nbs/papers/02_ad_net.ipynb #10681f62
-def views_for(data: str, r: Readings) -> ThreeViews:
-    "Views of a data set: its mean and deviation, and mirror images where they are images of the same class."
-    known = augment_for(data)
-    return ThreeViews(r.size, r.crops, r.border_trim, r.crop_source, r.crop_target, r.crop_unit, r.colour,
-                      known.flip, known.mean, known.std)
+def _views_for(profile: Profile, r: Readings) -> ThreeViews:
+    "Views of a data set: its mean and deviation, and mirror images where the class allows them."
+    return ThreeViews(r.size, r.crops, r.border_trim, r.crop_source, r.crop_target, r.crop_unit,
+                      r.colour, profile.mirror, profile.mean, profile.std)
+
+# %% ../../nbs/papers/02_ad_net.ipynb #1da947f3
+class ADNet(Method):
+    "The method of this chapter: network, views and loss in one module."
+    name = "ad_net"
+
+    def __init__(self, num_classes: int, data: str | Profile, readings: Readings = Readings(),
+                 backbone: str | nn.Module | None = None):   # None: as the readings name it
+        profile, ready = profile_of(data), isinstance(backbone, nn.Module)
+        if readings.weights != "none" and not ready:
+            raise ValueError(f"backbone must be a module that holds the weights "
+                             f"{readings.weights!r}, got {backbone!r}")
+        super().__init__(num_classes=num_classes, data=profile.name, **asdict(readings))
+        self.readings, self.profile, self.watched = readings, profile, None
+        body = backbone if ready else models.backbone(backbone or readings.backbone)
+        self.network = Network(body, num_classes, "none")
+        of_vit = readings.backbone.startswith("vit")
+        nn.init.normal_(self.network.classifier.weight, std=0.0 if of_vit else 0.01)
+        nn.init.zeros_(self.network.classifier.bias)
+        self.views = _views_for(profile, readings)
+        self.loss = ADNetLoss(readings.alpha, readings.detach_target, readings.halve_loss,
+                              readings.temperature)
+        infinite = torch.zeros((), dtype=torch.long)
+        self.register_buffer("skipped", infinite)            # steps with an infinite divergence
+        self.register_buffer("best", torch.zeros(()))        # accuracy on what is watched
+
+# %% ../../nbs/papers/02_ad_net.ipynb #c1c4f68b
+@patch(as_prop=True)
+def device(self: ADNet) -> torch.device: return self.network.classifier.weight.device
+
+@patch
+def parameter_groups(self: ADNet) -> list[dict]:
+    "Backbone and classifier; the second learns faster."
+    body, head = self.network.backbone, self.network.classifier
+    return [{"params": list(body.parameters())},
+            {"params": list(head.parameters()), "lr_scale": self.readings.head_lr}]
+
+# %% ../../nbs/papers/02_ad_net.ipynb #1e029491
+@patch
+@torch.no_grad()
+def output(self: ADNet, images: Tensor) -> Output:
+    "Features (also as embeddings) and logits of the plain view, in evaluation mode."
+    images, network = images.to(self.device), self.network.eval()
+    if self.readings.aircraft_eval == "train_transform" and self.profile.family == "aircraft":
+        return network(self.views(images, torch.Generator(self.device).manual_seed(0))[0])
+    return network(self.views.plain(images))
+
+@patch
+def predict(self: ADNet, images: Tensor) -> Tensor: return self.output(images).logits
+
+@patch
+def embed(self: ADNet, images: Tensor) -> Tensor: return self.output(images).features
 
 # %% ../../nbs/papers/02_ad_net.ipynb #9eac48f0
-class ADNet(ADNetInference):
-    "The method of this chapter."
-    def epoch_indices(self, labels: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
-        "int64 [steps, batch_size]: a shuffle, the last batch filled from another."
-        n, size = len(labels), min(batch_size, len(labels))
-        order = torch.cat([torch.randperm(n, generator=generator) for _ in range(2)])
-        return order[:math.ceil(n / size) * size].view(-1, size)
+@patch
+def epoch_indices(self: ADNet, labels: Tensor, batch_size: int,
+                  generator: torch.Generator) -> Tensor:
+    "int64 [steps, batch_size]: a shuffle, the last batch filled from another."
+    n, size = len(labels), min(batch_size, len(labels))
+    order = torch.cat([torch.randperm(n, generator=generator) for _ in range(2)])
+    return order[:math.ceil(n / size) * size].view(-1, size)
 
-    def features(self, views: tuple) -> tuple[Tensor, ...]:
-        "[B, D] for every view, in the order main, source, target."
-        if self.readings.passes == "joint": return self.network.backbone(torch.cat(views)).chunk(len(views))
-        return tuple(self.network.backbone(view) for view in views)
+@patch
+def features(self: ADNet, views: tuple) -> tuple[Tensor, ...]:
+    "[B, D] for every view, in the order main, source, target."
+    body = self.network.backbone
+    if self.readings.passes == "joint": return body(torch.cat(views)).chunk(len(views))
+    return tuple(body(view) for view in views)
 
-    def forward(self, batch, step: int, generator: torch.Generator) -> ADNetTerms:
-        main, *crops = self.features(self.views(batch.images, generator))
-        if self.readings.labels_on == "all":
-            logits = self.network.classifier(torch.cat([main, *crops]))
-            return self.loss(logits, batch.labels.repeat(1 + len(crops)))
-        logits = self.network.classifier(main)
-        if not crops: return self.loss(logits, batch.labels)
-        terms = self.loss(logits, batch.labels, crops[0], crops[1] if len(crops) > 1 else main)
-        lost = terms.dist.isinf()
-        self.skipped += lost
-        return terms._replace(dist=torch.where(lost, 0, terms.dist))     # the loop stops at terms that are not finite
-
-    def after_step(self, step: int):
-        if self.watched is not None and step % self.readings.eval_every == 0: watch(self)
+# %% ../../nbs/papers/02_ad_net.ipynb #ee0aefe1
+@patch
+def forward(self: ADNet, batch, step: int, generator: torch.Generator) -> ADNetTerms:
+    main, *crops = self.features(self.views(batch.images, generator))
+    classify = self.network.classifier
+    if self.readings.labels_on == "all":
+        logits = classify(torch.cat([main, *crops]))
+        return self.loss(logits, batch.labels.repeat(1 + len(crops)))
+    if not crops: return self.loss(classify(main), batch.labels)
+    source, target = (*crops, main)[:2]                   # one crop: the main view is the target
+    terms = self.loss(classify(main), batch.labels, source, target)
+    lost = terms.dist.isinf()
+    self.skipped += lost
+    return terms._replace(dist=torch.where(lost, 0, terms.dist))   # `fit` stops at what is infinite
 
 # %% ../../nbs/papers/02_ad_net.ipynb #e32c4dac
-@torch.no_grad()
-def watch(method: ADNet):
-    "Remember the best accuracy on the images that are watched; it is reported, never acted on."
-    scores = predict(method.predict, method.watched)
-    method.best.clamp_(min=accuracy(scores, method.watched.labels.to(scores.device)))
-
-# %% ../../nbs/papers/02_ad_net.ipynb #d465127b
-PLAIN = dict(crops="vanilla", border_trim=0.0, head_lr=1.0)
-VARIANTS = {   # rungs as changes of the readings
-    "plain":              PLAIN,
-    "plain+trim":         dict(crops="vanilla", head_lr=1.0),
-    "plain+trim+head lr": dict(crops="vanilla"),
-    "three views CE":     dict(labels_on="all"),    # the crops with their label, no distillation
-    "alpha 0":            dict(alpha=0.0),          # the crops only move BatchNorm's statistics
-    "AD-Net":             dict(),
-    "detach target":      dict(detach_target=True),  # from here on: on request, see `CONTROLS`
-    "single crop":        dict(crops="single_crop"),
-    "joint BN":           dict(passes="joint"),
-    "own head rate off":  dict(head_lr=1.0),
-}
-
-# %% ../../nbs/papers/02_ad_net.ipynb #5f9b7047
-@dataclass(frozen=True)
-class Recipe:
-    "How a data set is trained at a budget: every variant sees the same images for the same number of steps."
-    budget: Budget
-    readings: Readings
-    test_stride: int = 1          # evaluate on every so-many-th test image
-
-# %% ../../nbs/papers/02_ad_net.ipynb #ced4030e
-LISTS = {   # images in the fixed low-data lists
-    "cub200": {"1i": 200, "10": 600, "15": 1000, "30": 1800, "50": 3000, "100": 5994},
-    "cars": {"1i": 196, "10": 920, "15": 1310, "30": 2531, "50": 4123, "100": 8144},
-    "aircraft": {"1i": 100, "10": 767, "15": 1067, "30": 2067, "50": 3367, "100": 6667}}
-STEPS, BATCH = 40_000, 24
-
-def grid_name(data: str) -> tuple[str, str]:
-    "Set and split: `cars-15` is (cars, 15), `cub200` is (cub200, 100); whatever is not of the grid counts as 10 %."
-    base, _, split = data.partition("-")
-    return base, (split or "100") if (split or "100") in LISTS.get(base, ()) else "10"
-
-def epochs_for(steps: int, images: int, batch_size: int) -> int:
-    "Whole epochs, the incomplete batch included, whose number of steps is nearest to `steps`."
-    return max(1, round(steps / math.ceil(images / batch_size)))
-
-# %% ../../nbs/papers/02_ad_net.ipynb #0ea08793
-def recipe(data: str, budget: str, **changes) -> Recipe:
-    "The recipe for a data set at a budget; `changes` are readings to vary."
-    check_option("budget", budget, ("smoke", "cpu", "gpu"))
-    base, split = grid_name(data)
-    network, steps, stride = dict(weights="imagenet"), STEPS, 1
-    if data.startswith(("shapes", "digits")):
-        network, steps = dict(weights="own:shapes", backbone="resnet8/2", size=32), 600
-    elif budget != "gpu":
-        network, steps = dict(weights="own:tiny-imagenet-50", backbone="resnet8/2", size=64, decode=96), 400
-    if changes.get("weights") in IMAGENET_WEIGHTS and "backbone" in network: network["backbone"] = "resnet18"
-    if base in ("cars", "aircraft"): network["colour"] = "official24"
-    if budget == "smoke": steps, stride = 60, 4
-    r = replace(Readings(head_lr=head_lr_ratio(split)), **network | changes)
-    check_readings(r)
-    if r.backbone.startswith("vit") and None in (r.lr, r.steps):
-        raise ValueError(f"lr and steps must be given for {r.backbone}, got {r.lr} and {r.steps}")   # reading U15
-    images, steps = list_length(data), steps if r.steps is None else r.steps
-    schedule = Budget(budget, epochs_for(steps, images, BATCH), BATCH, 0.03 if r.lr is None else r.lr, weight_decay=0.0,
-                      schedule="step", milestones=r.milestones, clip_norm=1.0,
-                      precision="fp16" if budget == "gpu" and r.amp else "no")
-    if r.backbone.startswith("vit"):
-        schedule = replace(schedule, schedule="cosine", nesterov=False, warmup_epochs=500 / math.ceil(images / BATCH))
-    return Recipe(schedule, r, stride)
-
-# %% ../../nbs/papers/02_ad_net.ipynb #c12a7b49
-@lru_cache
-def counted(data: str) -> int: return len(load(data, "train"))       # remembered; a missing set is not
-
-def list_length(data: str) -> int:
-    "Images of a training split. A set that is not on this machine: from the lists, else as many as one batch."
-    base, split = grid_name(data)
-    if data in (base, f"{base}-{split}") and base in LISTS: return LISTS[base][split]
-    try: return counted(data)
-    except (FileNotFoundError, ValueError): return {"cub50": 150, "cub50-1i": 50}.get(data, BATCH)
-
-# %% ../../nbs/papers/02_ad_net.ipynb #9763b190
-@lru_cache(maxsize=4)
-def images_for(data: str, split: str, size: int, keep: bool):
-    "A split; photographs as squares of `size` pixels, decoded once and kept where `keep`."
-    images = load(data, split)
-    if not hasattr(images, "crop"): return images
-    images = replace(images, size=size, crop="whole")
-    return images.in_memory() if keep else images
-
-# %% ../../nbs/papers/02_ad_net.ipynb #94814a1c
-def train_method(variant: str, data: str, budget: str, seed: int, folder=None, callback=None, **changes):
-    "Train one rung, continuing from a checkpoint in `folder`; the method, its history and its recipe."
-    check_option("variant", variant, tuple(VARIANTS))
-    plan = recipe(data, budget, **{**VARIANTS[variant], **changes})
-    r, keep = plan.readings, budget != "gpu"
-    images = images_for(data, "train", r.decode, keep)
-    torch.manual_seed(step_seed(seed, 1))
-    body = start_body(r, budget, Path(folder).parent if folder else None)
-    method = ADNet(images.num_classes, data, r, body)
-    if r.report == "best": method.watched = images_for(data, "test", r.decode, keep)
-    history = fit(method, images, plan.budget, seed=step_seed(seed, 0), out=folder, callback=callback)
-    return method, history, plan
-
-# %% ../../nbs/papers/02_ad_net.ipynb #34055ff0
-@torch.no_grad()
-def three_outputs(method: ADNet, images: Tensor, generator: torch.Generator) -> Tensor:
-    "Logits and features of the plain view, a large and a small crop, side by side: [B, 3 (C + D)]."
-    images, views = images.to(method.device), method.views
-    region = views.region(images)
-    crops = [views.crop(region, scale, generator) for scale in (views.target, views.source)]
-    outputs = [method.output(images)] + [method.network(standardize(x, views.mean, views.std)) for x in crops]
-    return torch.cat([part for output in outputs for part in output[:2]], dim=1)
-
-# %% ../../nbs/papers/02_ad_net.ipynb #1911202f
-@torch.no_grad()
-def main_statistics(method: ADNet, images, steps: int = 32) -> ADNet:
-    "A copy of `method` whose BatchNorm statistics are the average over `steps` batches of main views alone."
-    twin, draws = deepcopy(method), torch.Generator().manual_seed(0)
-    for layer in twin.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.reset_running_stats()
-            layer.momentum = None                                     # a plain average
-    order = torch.stack([torch.randperm(len(images), generator=draws)[:BATCH] for _ in range(steps)])
-    views, g = replace(twin.views, crops="vanilla"), torch.Generator(twin.device).manual_seed(0)
-    twin.network.train()
-    for photos, _ in images.batches(order): twin.network(*views(photos.to(twin.device), g))
-    return twin
-
-# %% ../../nbs/papers/02_ad_net.ipynb #109eaeb4
-MAP_IMAGES = 600          # so many test images keep their features for maps
-
-def evaluate(method: ADNet, test, train) -> tuple[dict, dict]:
-    "Metrics on `test`, with `train` as the neighbours; the arrays that pictures need."
-    from arcbook.geometry import class_margin
-    draws = torch.Generator(method.device).manual_seed(0)
-    widths = [method.network.backbone.num_features, test.num_classes] * 3
-    out = predict(lambda images: three_outputs(method, images, draws), test).cpu().float().split(widths, dim=1)
-    (f, z), (f_large, z_large), (f_small, z_small) = out[:2], out[2:4], out[4:]
-    known, labels = predict(method.embed, train).cpu().float(), test.labels.cpu()
-    gaps = (z_large.softmax(1) - z_small.softmax(1)).abs().sum(1) / 2
-    metrics = {"top1": accuracy(z, labels), "top1_large": accuracy(z_large, labels),
-               "top1_small": accuracy(z_small, labels), "gap": gaps.mean(),
-               "feature_kl": feature_distillation(f_small, f_large), "margin": class_margin(f, labels),
-               "knn": knn_accuracy(known, train.labels.cpu(), f, labels, k=min(10, len(known)))}
-    metrics["top1_main_stats"] = accuracy(predict(main_statistics(method, train).predict, test).cpu(), labels)
-    if method.readings.report == "best": metrics["top1_best_on_test"] = max(float(method.best), metrics["top1"])
-    shown = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:MAP_IMAGES].sort().values
-    arrays = {"predicted": z.argmax(1), "labels": labels, "gaps": gaps, "map_labels": labels[shown],
-              "features": f[shown], "large": f_large[shown], "small": f_small[shown]}
-    return {k: round(float(v), 6) for k, v in metrics.items()}, {k: v.numpy() for k, v in arrays.items()}
-
-# %% ../../nbs/papers/02_ad_net.ipynb #e43e2433
-LOSSES = tuple(f"arcbook.papers.ad_net.{name}" for name in (
-    "feature_distillation", "ADNetLoss", "trim_box", "Views", "ThreeViews", "auto_augment", "policy_step", "views_for",
-    "ADNetModel", "ADNetInference", "ADNet", "pretraining_images", "own_state", "body_of", "imagenet_body",
-    "start_body", "main_statistics"))
-LOSSES += ("arcbook.views.scaled_boxes", "arcbook.views.crop_resize", "arcbook.views.color_jitter")
-
-# %% ../../nbs/papers/02_ad_net.ipynb #7cbdc232
-def train(variant: str, data: str, budget: str, seed: int, folder=None, weights: str | None = None) -> Outcome:
-    "Train one rung and evaluate it on the test split: what `arcbook run` calls for each row and seed."
-    chosen = {} if weights is None else {"weights": weights}
-    method, history, plan = train_method(variant, data, budget, seed, folder, **chosen)
-    images, test = (images_for(data, split, plan.readings.decode, budget != "gpu") for split in ("train", "test"))
-    test = test.subset(torch.arange(0, len(test), plan.test_stride))
-    metrics, arrays = evaluate(method, test, images)
-    return Outcome(RunRecord(
-        paper="ad_net", variant=variant, data=data, split=load(data, "train").digest(), budget=asdict(plan.budget),
-        seed=seed, metrics=metrics, method=method.config, terms={n: thin(history[n]) for n in history.names},
-        source=sources(*LOSSES), test_split=test.digest(),
-        note=f"every {plan.test_stride}th test image" if plan.test_stride > 1 else "",
-        device=history.device, seconds=history.seconds, peak_memory=history.peak_memory), arrays)
-
-# %% ../../nbs/papers/02_ad_net.ipynb #18d6354d
-EXPERIMENT = Experiment(
-    "ad_net", "AD-Net", "papers/02_ad_net.ipynb", "shapes-fine-few:5", tuple(VARIANTS)[:6], train,
-    shorthand={"shapes": "shapes-fine-few:5", "shapes-fine": "shapes-fine-few:5"}, rows=tuple(VARIANTS),
-    start=weights_name)
-CONTROLS = replace(EXPERIMENT, variants=tuple(VARIANTS)[6:])   # run_ladder(CONTROLS, ...): what our defaults change
-
-# %% ../../nbs/papers/02_ad_net.ipynb #c13f23de
-def draw_gaps(records, out):
-    "Accuracy on the large and the small crop and the gap between their predictions, a dot per seed."
-    import matplotlib.pyplot as plt
-    from arcbook.experiments import draw_ladder
-    fig, axes = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained", sharey=True)
-    titles = {"top1_large": "top-1, large crop", "top1_small": "top-1, small crop", "gap": "gap (total variation)"}
-    for ax, (name, title) in zip(axes, titles.items()):
-        draw_ladder(records, EXPERIMENT.rows, name, ax, title)
-        ax.set_xlabel("bar: mean over seeds")
-    return fig
-
-# %% ../../nbs/papers/02_ad_net.ipynb #8d4f15f6
-FIGURES = (draw_gaps,)   # of `arcbook run`, beside the ladder
+@patch
+def after_step(self: ADNet, step: int):
+    "Now and then: the best accuracy on the images that are watched; reported, never acted on."
+    if self.watched is None or step % self.readings.eval_every: return
+    scores = evaluation.predict(self.predict, self.watched)
+    self.best.clamp_(min=evaluation.accuracy(scores, self.watched.labels.to(scores.device)))
