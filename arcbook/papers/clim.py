@@ -5,70 +5,66 @@
 # %% ../../nbs/papers/04_clim.ipynb #f020b167
 from __future__ import annotations
 
-import math
-from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from numbers import Real
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..contrast import (at_least_float32, check_embeddings, check_labels, check_option, check_reduction,
-                              check_temperature, cosine_logits, normalize, process_group, reduce_loss, values_readable)
-from ..datasets import load
-from ..evaluation import accuracy, knn_accuracy, predict
-from ..experiments import Experiment, Outcome, draw_rungs
-from ..ledger import RunRecord, sources, thin
-from ..memory import MemoryQueue, is_count
-from ..models import Network, Output, projection_head, shrunk
+from .._checks import (check_count, check_embeddings, check_labels, check_lam, check_option,
+                             check_range, check_reduction, check_temperature, check_tensor,
+                             kind_of)
+from ..contrast import _cosine_logits, normalize, process_group, reduce_loss
+from ..evaluation import embed_all
+from ..memory import MemoryQueue
+from ..method import Batch, Method, step_seed, whole_batches
+from ..models import Output, projection_head, shrunk
 from ..models import backbone as whole_backbone
-from ..sampling import few_per_class_indices, random_stream
-from ..teachers import EMATeacher, check_share
-from ..training import Budget, Method, fit, step_seed
-from ..views import Augment, augment_for, crop_resize, cutmix_box, mixup, rescale_box, to_float
+from ..profiles import Profile, profile_of
+from ..readings import Count, Positive, Settings, Share, Sides, Whole
+from ..sampling import draw_seed, random_stream
+from ..selection import check_features, kmeans, nearest_neighbours, pack, whiten
+from ..teachers import EMATeacher
+from ..views import (Augment, augment_for, crop_resize, cutmix_box, mixup, rescale_box,
+                           to_float)
 
 # %% auto #0
-__all__ = ['TIES', 'SCOPES', 'RULES', 'OPTIONS', 'VIEWS', 'SMALL_SETS', 'RUNGS', 'FORMS', 'EQUAL', 'FULL', 'VARIANTS', 'CPU',
-           'LOSSES', 'K_EVAL', 'FEW', 'MAP_IMAGES', 'EXPERIMENT', 'CONTROLS', 'FIGURES', 'two_positives', 'check_lam',
-           'shared', 'mixed_info_nce', 'CLIMTerms', 'as_list', 'check_resolutions', 'CLIMLoss', 'paste', 'check_views',
-           'mix_views', 'check_count', 'check_features', 'exactly', 'whiten', 'nearest_centre', 'kmeans',
-           'nearest_neighbours', 'pack', 'distances_to_own_centre', 'check_selection', 'neighbours_in',
-           'select_centerwise', 'cluster_members', 'select_positives', 'draw_positives', 'SelectionReadings',
-           'Readings', 'check_readings', 'make_queue', 'Neighbours', 'scatter_rows', 'share_buffers', 'features_of_all',
-           'Encoder', 'in_groups', 'kind_of', 'clim_views', 'at_training_size', 'CLIMModel', 'CLIMMemory', 'refresh',
-           'CLIM', 'one_way', 'partners', 'mixtures', 'passes', 'Recipe', 'size_of', 'queue_for', 'recipe',
-           'cpu_recipe', 'gpu_recipe', 'training_images', 'make_method', 'plan_of', 'train_method', 'learn_classifier',
-           'probe', 'Supervised', 'FineTuned', 'fine_tune', 'tables_of', 'share_right', 'selection_quality',
-           'geometry_of', 'evaluate', 'train', 'draw_curves', 'draw_maps', 'draw_selection']
+__all__ = ['RULES', 'mixed_info_nce', 'CLIMTerms', 'CLIMLoss', 'mix_views', 'select_centerwise', 'select_positives',
+           'draw_positives', 'Readings', 'Neighbours', 'Encoder', 'clim_views', 'CLIM']
 
 # %% ../../nbs/papers/04_clim.ipynb #732bd5e3
-def two_positives(queries, anchor_keys, neighbour_keys, negatives, temperature) -> tuple[Tensor, Tensor]:
-    "InfoNCE with the anchor's key and with the neighbour's, [B] each: two softmaxes over the same negatives."
-    check_embeddings("queries", queries)
-    for name, x, n in (("anchor_keys", anchor_keys, len(queries)), ("neighbour_keys", neighbour_keys, len(queries)),
-                       ("negatives", negatives, None)): check_embeddings(name, x, queries.shape[1], n)
-    log_r = cosine_logits(queries, negatives.detach(), temperature).logsumexp(1)
-    q, a, b = normalize(queries), normalize(anchor_keys.detach()), normalize(neighbour_keys.detach())
-    return tuple(F.softplus(log_r - (q * k).sum(1) / temperature, threshold=60) for k in (a, b))
+def _two_positives(queries, anchor_keys, neighbour_keys, negatives, temperature):
+    "InfoNCE with the anchor's key and with the neighbour's, [B] each, over the same negatives."
+    log_r = _cosine_logits(queries, negatives.detach(), temperature).logsumexp(1)
+    q = normalize(queries)
+    def nce(key):
+        s = (q * normalize(key.detach())).sum(1) / temperature
+        return F.softplus(log_r - s, threshold=60)
+    return nce(anchor_keys), nce(neighbour_keys)
 
-# %% ../../nbs/papers/04_clim.ipynb #aa52b409
-def check_lam(lam, length: int):
-    "A `ValueError` unless `lam` is a number in [0, 1], or a tensor of one such number or of `length`."
-    if not isinstance(lam, Tensor):
-        if not isinstance(lam, Real) or not 0 <= lam <= 1: raise ValueError(f"lam must be in [0, 1], got {lam}")
-        return
-    if lam.shape not in ((), (length,)): raise ValueError(f"lam must be a number or [{length}], got {list(lam.shape)}")
-    if values_readable(lam) and not ((lam >= 0) & (lam <= 1)).all():
-        raise ValueError(f"lam must be in [0, 1], got {lam.min():g} to {lam.max():g}")
-
-def shared(lam, anchor: Tensor, neighbour: Tensor) -> Tensor:
+def _shared(lam, anchor: Tensor, neighbour: Tensor) -> Tensor:
     "lam * anchor + (1 - lam) * neighbour, in the type of the losses."
     lam = lam.to(anchor) if isinstance(lam, Tensor) else float(lam)
     return lam * anchor + (1 - lam) * neighbour
+
+# %% ../../nbs/papers/04_clim.ipynb #aa52b409
+def _check_arguments(queries: list, anchor_keys: list, neighbour_keys: list, negatives: list,
+                     lam: list):
+    "An entry per resolution everywhere; all of one batch size and one width."
+    lists = dict(queries=queries, anchor_keys=anchor_keys, neighbour_keys=neighbour_keys,
+                 negatives=negatives)
+    if not queries: raise ValueError("queries must have an entry per resolution, got none")
+    for name, entries in (lists | {"lam": lam}).items():
+        if len(entries) != len(queries):
+            raise ValueError(f"{name} must have an entry per resolution ({len(queries)}), "
+                             f"got {len(entries)}")
+    B, D = check_embeddings("queries", queries[0]).shape
+    for name, entries in lists.items():
+        for x in entries: check_embeddings(name, x, D, None if name == "negatives" else B)
+    for share in lam: check_lam(share, B)
 
 # %% ../../nbs/papers/04_clim.ipynb #8cf84d6f
 def mixed_info_nce(
@@ -80,224 +76,126 @@ def mixed_info_nce(
     temperature: float = 0.2,   # tau
     reduction: str = "mean",    # "mean", "sum" or "none" ([B])
 ) -> Tensor:
-    """lam * InfoNCE with the anchor's key + (1 - lam) * InfoNCE with the neighbour's: two softmaxes.
+    """lam * InfoNCE with the anchor's key + (1 - lam) * InfoNCE with the neighbour's.
 
-    0 without negatives. `ValueError` for wrong shapes, types, values. Source: the first author's code of 2020."""
-    check_reduction(reduction), check_temperature(temperature)
-    losses = two_positives(queries, anchor_keys, neighbour_keys, negatives, temperature)
-    check_lam(lam, len(queries))
-    return reduce_loss(shared(lam, *losses), reduction)
+    Two softmaxes; 0 without negatives. `ValueError` for wrong shapes, types, values.
+    Source: the first author's code of 2020."""
+    check_reduction(reduction)
+    temperature = check_temperature(temperature)
+    _check_arguments([queries], [anchor_keys], [neighbour_keys], [negatives], [lam])
+    losses = _two_positives(queries, anchor_keys, neighbour_keys, negatives, temperature)
+    return reduce_loss(_shared(lam, *losses), reduction)
 
 # %% ../../nbs/papers/04_clim.ipynb #51927b76
 class CLIMTerms(NamedTuple):
-    "Named result: differentiable `loss`; `anchor`, `neighbour`: InfoNCE with either key; `mixed`: mean of 1 - lam."
+    "The differentiable `loss`; InfoNCE with either key; `mixed`: the mean of 1 - lam."
     loss: Tensor
     anchor: Tensor
     neighbour: Tensor
     mixed: Tensor
 
 # %% ../../nbs/papers/04_clim.ipynb #76f8e00f
-def as_list(x) -> list: return list(x) if isinstance(x, (list, tuple)) else [x]
+def _as_list(x) -> list: return list(x) if isinstance(x, (list, tuple)) else [x]
 
-def check_resolutions(**lists):
-    "Every argument must have as many entries as there are queries, and one at least."
-    wanted = len(lists["queries"])
-    if wanted == 0: raise ValueError("queries must have an entry per resolution, got none")
-    for name, entries in lists.items():
-        if len(entries) != wanted:
-            raise ValueError(f"{name} must have an entry per resolution ({wanted}), got {len(entries)}")
+def _mean(values: list) -> Tensor:
+    "Mean over batches and pairs of resolutions."
+    return sum(reduce_loss(x, "mean") for x in values) / len(values)
 
 # %% ../../nbs/papers/04_clim.ipynb #0e4022c1
 class CLIMLoss(nn.Module):
-    "Mixed InfoNCE over all pairs of a query's and a key's resolution, each with the negatives of the key's."
+    "Mixed InfoNCE over all pairs of a query's and a key's resolution."
     def __init__(self, temperature: float = 0.2, pairs: str = "all_pairs"):
         super().__init__()
-        check_temperature(temperature), check_option("pairs", pairs, ("all_pairs", "same_res"))
-        self.temperature, self.pairs = temperature, pairs
+        self.temperature = check_temperature(temperature)
+        self.pairs = check_option("pairs", pairs, ("all_pairs", "same_res"))
 
     def forward(
         self,
-        queries,              # R tensors [B, D], or one tensor where R = 1, as everywhere here
+        queries,              # R tensors [B, D]; one tensor where R = 1, as everywhere here
         anchor_keys,          # R tensors [B, D]
         neighbour_keys,       # R tensors [B, D]; None: plain MoCo
         negatives,            # R tensors [K, D], the queue of each resolution
         lam=1.0,              # R shares of the anchor, each a number or [B]; a single one: for all
     ) -> CLIMTerms:
-        q, k, n, lam = map(as_list, (queries, anchor_keys, negatives, lam))
-        j, lam = k if neighbour_keys is None else as_list(neighbour_keys), lam * len(q) if len(lam) == 1 else lam
-        check_resolutions(queries=q, anchor_keys=k, neighbour_keys=j, negatives=n, lam=lam)
-        pairs = [(s, t) for s in range(len(q)) for t in range(len(q)) if self.pairs == "all_pairs" or s == t]
-        both = [two_positives(q[s], k[t], j[t], n[t], self.temperature) for s, t in pairs]
-        for share in lam: check_lam(share, len(q[0]))
-        mean = lambda values: sum(reduce_loss(x, "mean") for x in values) / len(values)
-        loss = mean([shared(lam[s], *two) for (s, _), two in zip(pairs, both)])
-        anchor, neighbour = (mean([x.detach() for x in each]) for each in zip(*both))
-        one, zero = (torch.full_like(both[0][0].detach(), fill) for fill in (1, 0))
-        return CLIMTerms(loss, anchor, neighbour, mean([shared(share, zero, one) for share in lam]))
+        q, k, n, lam = map(_as_list, (queries, anchor_keys, negatives, lam))
+        j = k if neighbour_keys is None else _as_list(neighbour_keys)
+        if len(lam) == 1: lam = lam * len(q)
+        _check_arguments(q, k, j, n, lam)
+        R = range(len(q))
+        pairs = [(s, t) for s in R for t in R if self.pairs == "all_pairs" or s == t]
+        both = [_two_positives(q[s], k[t], j[t], n[t], self.temperature) for s, t in pairs]
+        loss = _mean([_shared(lam[s], *two) for (s, _), two in zip(pairs, both)])
+        anchor, neighbour = (_mean([x.detach() for x in each]) for each in zip(*both))
+        one = torch.ones_like(both[0][0].detach())
+        mixed = _mean([_shared(share, 0 * one, one) for share in lam])
+        return CLIMTerms(loss, anchor, neighbour, mixed)
 
     def extra_repr(self) -> str: return f"temperature={self.temperature}, pairs={self.pairs!r}"
 
 # %% ../../nbs/papers/04_clim.ipynb #3f46b6ca
-def paste(images_a: Tensor, images_b: Tensor, box) -> Tensor:
+def _paste(images_a: Tensor, images_b: Tensor, box) -> Tensor:
     "A copy of `images_a` with the pixels of `images_b` inside the box."
-    mixed = images_a.clone()
-    mixed[..., box.top:box.bottom, box.left:box.right] = images_b[..., box.top:box.bottom, box.left:box.right]
+    mixed, rows, columns = images_a.clone(), slice(box.top, box.bottom), slice(box.left, box.right)
+    mixed[..., rows, columns] = images_b[..., rows, columns]
     return mixed
 
-def check_views(a: list, b: list):
+def _check_views(a: list, b: list):
+    "Batches [B, C, h, w] per resolution, of the same sizes."
     if not a: raise ValueError("images_a must hold a batch [B, C, h, w] per resolution, got none")
-    for x in a:
-        if not isinstance(x, Tensor) or x.ndim != 4:
-            got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"images_a must be batches [B, C, h, w], got {got}")
-    shape = lambda x: list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-    if [shape(x) for x in a] != [shape(x) for x in b]:
-        raise ValueError(f"images_b must have the shapes of images_a, got {[shape(x) for x in b]}")
+    for x in a: check_tensor("images_a", x, ("B", "C", "h", "w"), "real numbers")
+    if [x.shape for x in a] != [getattr(x, "shape", None) for x in b]:
+        raise ValueError("images_b must have the shapes of images_a, "
+                         f"got {', '.join(map(kind_of, b))}")
 
 # %% ../../nbs/papers/04_clim.ipynb #9cd304c3
 def mix_views(
-    images_a,                       # anchors at R resolutions, [B, C, h, w] each; one tensor means R = 1
+    images_a,                       # anchors at R resolutions, [B, C, h, w] each; one tensor: R = 1
     images_b,                       # neighbours at the same
     lam: float,                     # wanted share of the anchor
     generator: torch.Generator | None = None,
     *,
     mixer: str = "cutmix",          # or "mixup"
-    box: str = "relative",          # "pixels": the box of the first resolution everywhere, the 2020 code's defect
-) -> tuple[list, list]:             # the mixtures, and the anchor's true share at each resolution
-    "One mixture of all views: the same relative box at every resolution, with the area that it has there."
-    a, b = as_list(images_a), as_list(images_b)
-    check_views(a, b), check_lam(lam, 1)
-    check_option("mixer", mixer, ("cutmix", "mixup")), check_option("box", box, ("relative", "pixels"))
+    box: str = "relative",          # "pixels": that of the first resolution, the 2020 code's defect
+) -> tuple[list, list]:             # mixtures, and the anchor's true share at each resolution
+    "One mixture of all views: one relative box, with the area that it has at each resolution."
+    a, b = _as_list(images_a), _as_list(images_b)
+    _check_views(a, b)
+    check_lam(lam, 1)
+    check_option("mixer", mixer, ("cutmix", "mixup"))
+    check_option("box", box, ("relative", "pixels"))
     if mixer == "mixup": return [mixup(x, y, lam) for x, y in zip(a, b)], [float(lam)] * len(a)
-    first = tuple(a[0].shape[2:])
-    drawn = cutmix_box(*first, float(lam), generator)
-    boxes = [drawn if box == "pixels" else rescale_box(drawn, first, tuple(x.shape[2:])) for x in a]
-    return [paste(x, y, where) for x, y, where in zip(a, b, boxes)], [where.lam for where in boxes]
-
-# %% ../../nbs/papers/04_clim.ipynb #87b8a911
-def check_count(name: str, n, most: int | None = None):
-    if not is_count(n) or (most is not None and n > most):
-        raise ValueError(f"{name} must be an integer {'> 0' if most is None else f'in 1..{most}'}, got {n!r}")
-
-def check_features(features: Tensor) -> Tensor:
-    "Features [N, D] in float32 at least, N > 0."
-    check_embeddings("features", features)
-    if len(features) == 0: raise ValueError(f"features must hold at least one row, got {list(features.shape)}")
-    return at_least_float32(features.detach())
-
-def exactly(x: Tensor): return torch.autocast(x.device.type, enabled=False)   # distances do not bear half precision
-
-# %% ../../nbs/papers/04_clim.ipynb #9cdde7ea
-def whiten(
-    features: Tensor,   # [N, D]
-    dim: int,           # components kept, at most D
-) -> Tensor:            # [N, dim]: mean 0, covariance the identity; 0 in directions without variance
-    "PCA whitening: the `dim` directions of largest variance, each divided by its standard deviation."
-    features = check_features(features)
-    check_count("dim", dim, features.shape[1])
-    z = features.to(torch.float32 if features.device.type == "mps" else torch.float64)
-    with exactly(z):
-        z = z - z.mean(0)
-        variance, axes = torch.linalg.eigh(z.T @ z / max(len(z) - 1, 1))
-        variance, axes = variance.flip(0)[:dim], axes.flip(1)[:, :dim]
-        scale = torch.where(variance > 1e-10 * variance[0], variance.clamp(min=1e-30).rsqrt(), 0)
-        return ((z @ axes) * scale).to(features.dtype)
-
-# %% ../../nbs/papers/04_clim.ipynb #d93087c4
-def nearest_centre(features: Tensor, centres: Tensor, cells: int = 2**24) -> Tensor:
-    "Number of the nearest centre of every row, [N]; of equally near ones the first."
-    with exactly(features):
-        half = centres.square().sum(1) / 2
-        blocks = features.split(max(cells // max(len(centres), 1), 1))
-        return torch.cat([(half - block @ centres.T).argmin(1) for block in blocks])
-
-# %% ../../nbs/papers/04_clim.ipynb #8f7c21c3
-@torch.no_grad()
-def kmeans(
-    features: Tensor,           # Z [N, D]
-    num_clusters: int,          # m
-    iters: int = 30,
-    generator: torch.Generator | None = None,  # of the first centres: m different rows
-    spherical: bool = False,    # centres of length 1
-    centres: Tensor | None = None,             # [m, D]: start from these
-) -> tuple[Tensor, Tensor]:     # assignments [N], centres [m, D]
-    "Lloyd's algorithm. An empty cluster keeps its centre; the assignments are those to the centres returned."
-    z = check_features(features)
-    check_count("num_clusters", num_clusters, len(z)), check_count("iters", iters)
-    if centres is None: centres = z[torch.randperm(len(z), generator=generator)[:num_clusters].to(z.device)]
-    check_embeddings("centres", centres, z.shape[1], num_clusters)
-    origin = torch.zeros_like(z[0]) if spherical else z.mean(0)           # far from 0 the products would cancel
-    z, centres = z - origin, centres.to(z) - origin
-    for _ in range(iters):
-        a = nearest_centre(z, centres)
-        sizes = torch.bincount(a, minlength=num_clusters)[:, None]
-        moved = torch.zeros_like(centres).index_add(0, a, z) / sizes.clamp(min=1)
-        moved = torch.where(sizes > 0, normalize(moved) if spherical else moved, centres)
-        if torch.equal(moved, centres): break
-        centres = moved
-    return nearest_centre(z, centres), centres + origin
-
-# %% ../../nbs/papers/04_clim.ipynb #5a0a00f3
-@torch.no_grad()
-def nearest_neighbours(
-    features: Tensor,               # Z [N, D]
-    k: int,
-    block: int = 1024,              # rows at a time
-    *,
-    groups: Tensor | None = None,   # [N]: only neighbours of one's own group
-) -> Tensor:                        # int64 [N, k], nearest first; -1 where there are not so many
-    "The k nearest other rows by Euclidean distance. A row is never its own neighbour; a duplicate of it is."
-    z = check_features(features)
-    check_count("k", k), check_count("block", block)
-    if groups is not None: check_labels("groups", groups, len(z))
-    z, n = z - z.mean(0), len(z)                          # distances stay; what cancels below gets smaller
-    half = z.square().sum(1) / 2                          # |a - b|^2 / 2 = |a|^2 / 2 + (|b|^2 / 2 - a.b)
-    table = torch.full((n, k), -1, dtype=torch.long, device=z.device)
-    for at in torch.arange(n, device=z.device).split(block):
-        with exactly(z): distance = torch.addmm(half, z[at], z.T, alpha=-1)
-        distance[at - at[0], at] = math.inf
-        if groups is not None: distance.masked_fill_(groups[at, None] != groups, math.inf)
-        near = distance.topk(min(k, n - 1), dim=1, largest=False)
-        table[at, :min(k, n - 1)] = near.indices.masked_fill(near.values == math.inf, -1)
-    return table
+    sizes = [tuple(x.shape[2:]) for x in a]
+    drawn = cutmix_box(*sizes[0], float(lam), generator)
+    boxes = [drawn if box == "pixels" else rescale_box(drawn, sizes[0], size) for size in sizes]
+    mixed = [_paste(x, y, where) for x, y, where in zip(a, b, boxes)]
+    return mixed, [where.lam for where in boxes]
 
 # %% ../../nbs/papers/04_clim.ipynb #5136ec18
-def pack(candidates: Tensor, keep: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    "Candidates [N, k] that are kept, moved to the left in their order, padded with -1 to a width; and how many."
-    order = (~keep).to(torch.uint8).argsort(dim=1, stable=True)
-    packed = candidates.masked_fill(~keep, -1).gather(1, order)
-    return F.pad(packed, (0, width - packed.shape[1]), value=-1), keep.sum(1)
+def _distances_to_own_centre(features, assignments, centres, table, block: int = 1024) -> Tensor:
+    "Squared distances [N, 1 + k] of each anchor and its candidates [N, k] to the anchor's centre."
+    itself = torch.arange(len(table), device=table.device)[:, None]
+    rows = torch.cat([itself, table.clamp(min=0)], 1).split(block)
+    of_block = lambda ids, a: (features[ids] - centres[a, None]).square_().sum(2)
+    return torch.cat([of_block(ids, a) for ids, a in zip(rows, assignments.split(block))])
 
-def distances_to_own_centre(features: Tensor, assignments: Tensor, centres: Tensor, table: Tensor, block: int = 1024):
-    "Squared distances [N, 1 + k] of each anchor and of its candidates [N, k] to the anchor's centre."
-    with_self = torch.cat([torch.arange(len(table), device=table.device)[:, None], table.clamp(min=0)], 1)
-    return torch.cat([(features[ids] - centres[a, None]).square_().sum(2)
-                      for ids, a in zip(with_self.split(block), assignments.split(block))])
+def _neighbours_in(scope: str, features: Tensor, k: int, assignments: Tensor) -> Tensor:
+    'The k nearest of all rows ("global"), or of those of one\'s own cluster ("cluster"): [N, k].'
+    check_option("knn_scope", scope, ("global", "cluster"))
+    return nearest_neighbours(features, k, groups=assignments if scope == "cluster" else None)
 
 # %% ../../nbs/papers/04_clim.ipynb #e32c4dac
-TIES, SCOPES = ("le", "lt"), ("global", "cluster")
-
-def check_selection(features, assignments, centres, num_neighbours, tie, knn_scope, neighbours) -> tuple:
+def _check_selection(features, assignments, centres, num_neighbours, neighbours) -> tuple:
     "Features and centres in one precision, the neighbours cut to `num_neighbours` columns."
     z = check_features(features)
     check_embeddings("centres", centres, z.shape[1])
-    check_labels("assignments", assignments, len(z), len(centres)), check_count("num_neighbours", num_neighbours)
-    check_option("tie", tie, TIES), check_option("knn_scope", knn_scope, SCOPES)
+    check_labels("assignments", assignments, len(z), len(centres))
+    check_count("num_neighbours", num_neighbours)
     if neighbours is None: return z, centres.to(z), None
-    whole = isinstance(neighbours, Tensor) and neighbours.dtype in (torch.int32, torch.int64)
-    if not whole or neighbours.ndim != 2 or len(neighbours) != len(z):
-        known = isinstance(neighbours, Tensor)
-        got = f"{neighbours.dtype} {list(neighbours.shape)}" if known else type(neighbours).__name__
-        raise ValueError(f"neighbours must be integers [{len(z)}, k], got {got}")
-    if values_readable(neighbours) and neighbours.numel() and not -1 <= neighbours.min() <= neighbours.max() < len(z):
-        raise ValueError(f"neighbours must lie in -1..{len(z) - 1}, got {neighbours.min()}..{neighbours.max()}")
+    check_tensor("neighbours", neighbours, (len(z), "k"), "integers")
+    check_range("neighbours", neighbours, -1, len(z) - 1)
     return z, centres.to(z), neighbours[:, :num_neighbours].long()
 
 # %% ../../nbs/papers/04_clim.ipynb #5049c1a5
-def neighbours_in(scope: str, features: Tensor, k: int, assignments: Tensor) -> Tensor:
-    "The k nearest of all rows (\"global\"), or of the rows of one's own cluster (\"cluster\"): [N, k]."
-    return nearest_neighbours(features, k, groups=assignments if scope == "cluster" else None)
-
 @torch.no_grad()
 def select_centerwise(
     features: Tensor,               # Z [N, D]
@@ -310,23 +208,25 @@ def select_centerwise(
     knn_scope: str = "global",      # the k nearest of all, or "cluster": of one's own cluster
     neighbours: Tensor | None = None,  # [N, k], if they are known already
 ) -> tuple[Tensor, Tensor]:         # indices [N, k], nearest first, padded with -1; how many [N]
-    "The k nearest neighbours that lie nearer to the anchor's cluster centre than the anchor does."
-    z, centres, near = check_selection(features, assignments, centres, num_neighbours, tie, knn_scope, neighbours)
-    if near is None: near = neighbours_in(knn_scope, z, num_neighbours, assignments)
-    to_centre = distances_to_own_centre(z, assignments, centres, near)
-    nearer = to_centre[:, 1:] <= to_centre[:, :1] if tie == "le" else to_centre[:, 1:] < to_centre[:, :1]
-    keep = nearer & (near >= 0)
+    "The k nearest neighbours that lie nearer to the anchor's cluster centre than the anchor."
+    check_option("tie", tie, ("le", "lt"))
+    z, centres, near = _check_selection(features, assignments, centres, num_neighbours, neighbours)
+    if near is None: near = _neighbours_in(knn_scope, z, num_neighbours, assignments)
+    to_centre = _distances_to_own_centre(z, assignments, centres, near)
+    own, theirs = to_centre[:, :1], to_centre[:, 1:]
+    keep = (theirs <= own if tie == "le" else theirs < own) & (near >= 0)
     if same_cluster: keep &= assignments[near] == assignments[:, None]
     return pack(near, keep, num_neighbours)
 
 # %% ../../nbs/papers/04_clim.ipynb #33929ec0
-def cluster_members(assignments: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
-    "At most k random other members of each row's cluster, without repetition; int64 [N, k], padded with -1."
+def _cluster_members(assignments, k: int, generator: torch.Generator | None = None) -> Tensor:
+    "At most k random other members of each row's cluster, none twice; int64 [N, k], then -1."
     n, device = len(assignments), assignments.device
     shuffled = torch.randperm(n, generator=generator).to(device)
-    order = shuffled[assignments[shuffled].argsort(stable=True)]        # by cluster, at random within each
+    order = shuffled[assignments[shuffled].argsort(stable=True)]     # by cluster, at random within
     sizes = torch.bincount(assignments)
-    first, size = (sizes.cumsum(0) - sizes)[assignments[order], None], sizes[assignments[order], None]
+    cluster = assignments[order]
+    first, size = (sizes.cumsum(0) - sizes)[cluster, None], sizes[cluster, None]
     step = torch.arange(1, k + 1, device=device)
     place = torch.arange(n, device=device)[:, None] - first
     following = order[first + (place + step) % size].masked_fill(step >= size, -1)
@@ -338,20 +238,25 @@ RULES = ("knn", "kmeans", "knn_cluster", "center_wise")
 @torch.no_grad()
 def select_positives(
     rule: str,                      # one of `RULES`
-    features: Tensor, assignments: Tensor, centres: Tensor,     # as in `select_centerwise`
+    features: Tensor,               # this and the following as in `select_centerwise`
+    assignments: Tensor,
+    centres: Tensor,
     num_neighbours: int = 40,
     *,
-    tie: str = "le", same_cluster: bool = True, knn_scope: str = "global", neighbours: Tensor | None = None,
+    tie: str = "le",
+    same_cluster: bool = True,
+    knn_scope: str = "global",
+    neighbours: Tensor | None = None,
     generator: torch.Generator | None = None,   # of the members drawn under "kmeans"
 ) -> tuple[Tensor, Tensor]:
-    "Positives of every image by one of the rules, indices [N, k] padded with -1 and counts [N]."
-    check_option("rule", rule, RULES)
-    z, centres, near = check_selection(features, assignments, centres, num_neighbours, tie, knn_scope, neighbours)
-    if rule == "center_wise":
-        return select_centerwise(z, assignments, centres, num_neighbours, tie=tie, same_cluster=same_cluster,
-                                 knn_scope=knn_scope, neighbours=near)
-    if rule == "kmeans": near = cluster_members(assignments, num_neighbours, generator)
-    elif near is None: near = neighbours_in(knn_scope, z, num_neighbours, assignments)
+    "Positives of every image by one of the rules: indices [N, k], then -1, and counts [N]."
+    if check_option("rule", rule, RULES) == "center_wise":
+        return select_centerwise(features, assignments, centres, num_neighbours, tie=tie,
+                                 same_cluster=same_cluster, knn_scope=knn_scope,
+                                 neighbours=neighbours)
+    z, centres, near = _check_selection(features, assignments, centres, num_neighbours, neighbours)
+    if rule == "kmeans": near = _cluster_members(assignments, num_neighbours, generator)
+    elif near is None: near = _neighbours_in(knn_scope, z, num_neighbours, assignments)
     keep = near >= 0
     if rule == "knn_cluster": keep &= assignments[near] == assignments[:, None]
     return pack(near, keep, num_neighbours)
@@ -364,89 +269,54 @@ def draw_positives(
     generator: torch.Generator | None = None,
 ) -> Tensor:                        # [B]; -1 where there is none
     "One positive per anchor, each of its positives equally likely."
-    if counts.shape != table.shape[:1]:
-        raise ValueError(f"counts must have shape [{len(table)}], got {list(counts.shape)}")
+    check_tensor("counts", counts, (len(table),), "integers")
     check_labels("anchors", anchors, len(anchors), len(table))
-    n, exact = counts[anchors], torch.float32 if anchors.device.type == "mps" else torch.float64
+    exact = torch.float32 if anchors.device.type == "mps" else torch.float64
     u = torch.rand(len(anchors), generator=generator, device=anchors.device, dtype=exact)
+    n = counts[anchors]
     place = (u * n).long().minimum((n - 1).clamp(min=0))
     return table[anchors, place].masked_fill(n == 0, -1)
 
 # %% ../../nbs/papers/04_clim.ipynb #538551ad
 @dataclass(frozen=True)
-class SelectionReadings:
-    "How the table of positives is made. Numbers as in the specification's list of readings."
-    rule: str = "center_wise"         # 1: or "knn", "kmeans", "knn_cluster"; "self", "none": no other images
-    tie: str = "le"                   # 1: or "lt"
-    same_cluster: bool = True         # 1
-    knn_scope: str = "global"         # 2: or "cluster"
-    num_neighbours: int = 40          # 2: k
-    empty: str = "unmixed"            # 3: or "self", mixed with another view of the same image
-    num_clusters: int | None = None   # 5: m; None: N/1280, rounded
-    refresh: int = 10                 # 6: epochs between two tables
-    warmup_epochs: int = 0            # 7: epochs of plain MoCo first
-    pca: int | None = 128             # 8: whitened dimensions of Z, at most those of the features; None: as they are
-    encoder: str = "query"            # 8: whose features, or "key"
-    kmeans_iters: int = 30            # 15
-    spherical: bool = False           # 15
-
-# %% ../../nbs/papers/04_clim.ipynb #d9589ab5
-@dataclass(frozen=True)
-class Readings(SelectionReadings):
+class Readings(Settings):
     "All readings: of the selection, of the mixture, of MoCo."
-    mixer: str = "cutmix"             # or "mixup"; "none": the neighbour is a second positive, at lam = 1/2
-    alpha: float = 1.0                # 9: lam ~ Beta(alpha, alpha)
-    prob: float = 0.8                 # 10: share of steps with neighbours
-    resolutions: tuple = (224, 160)   # 11
-    pairs: str = "all_pairs"          # 12: or "same_res"
-    box: str = "relative"             # 13: or "pixels"
-    per: str = "batch"                # 14: one box for all, or one per "image"
-    unmixed_neighbours: bool = False  # 17: two un-mixed terms beside the mixed one
-    symmetric: bool = False           # 18: either view is query and key
-    temperature: float = 0.2          # tau
-    momentum: float = 0.999           # m
-    queue_size: int = 65536           # K
-    queue_start: str = "random"       # full of random directions, as MoCo's; or "empty"
-    dim: int = 128                    # d
-    head: str = "mlp2"                # or "linear"
-    backbone: str = "resnet50"
-    shrink: int = 1                   # images are averaged over squares of so many pixels first (small budgets)
-    bn_groups: int = 1                # parts of a batch with BatchNorm statistics of their own; keys shuffled
-
-# %% ../../nbs/papers/04_clim.ipynb #c12a7b49
-OPTIONS = {"rule": (*RULES, "self", "none"), "tie": TIES, "knn_scope": SCOPES, "empty": ("unmixed", "self"),
-           "encoder": ("query", "key"), "mixer": ("cutmix", "mixup", "none"), "pairs": ("all_pairs", "same_res"),
-           "box": ("relative", "pixels"), "per": ("batch", "image"), "queue_start": ("random", "empty"),
-           "head": ("mlp2", "linear")}
-
-def check_readings(readings: Readings):
-    "A `ValueError` that names the reading which is not what it must be."
-    r = readings
-    if not isinstance(r, Readings): raise ValueError(f"readings must be Readings, got {type(r).__name__}")
-    for name, allowed in OPTIONS.items(): check_option(name, getattr(r, name), allowed)
-    for name in ("num_neighbours", "refresh", "kmeans_iters", "queue_size", "dim", "shrink", "bn_groups"):
-        check_count(name, getattr(r, name))
-    for name in ("num_clusters", "pca"):
-        if getattr(r, name) is not None: check_count(name, getattr(r, name))
-    if r.warmup_epochs != 0: check_count("warmup_epochs", r.warmup_epochs)
-    if not 0 < r.alpha < math.inf: raise ValueError(f"alpha must be > 0 and finite, got {r.alpha}")
-    check_share("prob", r.prob), check_share("momentum", r.momentum)
-    if not isinstance(r.resolutions, (tuple, list)) or not r.resolutions:
-        raise ValueError(f"resolutions must be sides in pixels, such as (32, 24), got {r.resolutions!r}")
-    for side in r.resolutions: check_count("resolutions", side)
+    rule: Literal["knn", "kmeans", "knn_cluster", "center_wise", "self", "none"] = "center_wise"
+    tie: Literal["le", "lt"] = "le"; same_cluster: bool = True                 # 1
+    knn_scope: Literal["global", "cluster"] = "global"; num_neighbours: Count = 40  # 2: k
+    empty: Literal["unmixed", "self"] = "unmixed"  # 3: or mixed with another view of the same image
+    num_clusters: Count | None = None  # 5: m; None: N/1280, rounded
+    refresh: Count = 10                # 6: epochs between two tables
+    warmup_epochs: Whole = 0           # 7: epochs of plain MoCo first
+    pca: Count | None = 128  # 8: whitened dimensions of Z, as far as there are; None: as is
+    encoder: Literal["query", "key"] = "query"  # 8: whose features
+    kmeans_iters: Count = 30; spherical: bool = False                          # 15
+    mixer: Literal["cutmix", "mixup", "none"] = "cutmix"  # "none": a second positive, lam = 1/2
+    alpha: Positive = 1.0              # 9: lam ~ Beta(alpha, alpha)
+    prob: Share = 0.8                  # 10: share of steps with neighbours
+    resolutions: Sides = (224, 160)    # 11
+    pairs: Literal["all_pairs", "same_res"] = "all_pairs"  # 12
+    box: Literal["relative", "pixels"] = "relative"        # 13
+    per: Literal["batch", "image"] = "batch"  # 14: one box for all, or one each
+    unmixed_neighbours: bool = False   # 17: two un-mixed terms beside the mixed one
+    symmetric: bool = False            # 18: either view is query and key
+    temperature: Positive = 0.2        # tau
+    momentum: Share = 0.999            # m
+    queue_size: Count = 65536; queue_start: Literal["random", "empty"] = "random"   # K
+    dim: Count = 128; head: Literal["mlp2", "linear"] = "mlp2"                 # d
+    backbone: str = "resnet50"; shrink: Count = 1  # first averaged over squares of so many pixels
+    bn_groups: Count = 1  # parts of a batch with statistics of their own; keys shuffled
 
 # %% ../../nbs/papers/04_clim.ipynb #3303c59d
-def make_queue(size: int, dim: int, start: str = "random") -> MemoryQueue:
-    "Unit keys of the last `size` images; \"random\" starts full of random directions, as MoCo's does."
+def _make_queue(size: int, dim: int, start: str = "random") -> MemoryQueue:
+    'Unit keys of the last `size` images; "random" starts full of random directions.'
     queue = MemoryQueue(size, gather_distributed=True, keys=dim)
-    if start == "random":
-        queue.stored_keys.copy_(normalize(torch.randn(size, dim)))
-        queue.valid.fill_(size)
+    if start == "random": queue.fill(keys=normalize(torch.randn(size, dim)))
     return queue
 
 # %% ../../nbs/papers/04_clim.ipynb #5feeeac0
 class Neighbours(nn.Module):
-    "What a refresh finds, in buffers: features Z, clusters, the table of positives, and the epoch they belong to."
+    "What a refresh finds, in buffers: features Z, clusters, the table of positives, its epoch."
     def __init__(self, num_images: int, width: int, num_clusters: int, num_neighbours: int):
         super().__init__()
         self.register_buffer("features", torch.zeros(num_images, width))
@@ -459,36 +329,17 @@ class Neighbours(nn.Module):
     @torch.no_grad()
     def store(self, **found: Tensor):
         "All of it, at once."
-        wanted = dict(self.named_buffers())
-        if found.keys() != wanted.keys(): raise ValueError(f"store needs {sorted(wanted)}, got {sorted(found)}")
-        for name, value in found.items(): wanted[name].copy_(value)
+        for name, buffer in self.named_buffers(): buffer.copy_(found[name])
 
-# %% ../../nbs/papers/04_clim.ipynb #1da947f3
-def scatter_rows(indices: Tensor, rows: Tensor, n: int) -> Tensor:
-    "Rows in data set order, [n, ...]: `rows[r]` is of image `indices[r]`, nobody's if -1. Each image exactly once."
-    there = indices >= 0
-    times = torch.bincount(indices[there], minlength=n)
-    if len(times) != n or (times != 1).any():
-        raise ValueError(f"every image 0..{n - 1} must come exactly once, got {times.tolist()[:20]} times")
-    return rows.new_empty(n, *rows.shape[1:]).index_copy_(0, indices[there], rows[there])
+    def extra_repr(self) -> str:
+        N, k = self.table.shape
+        return f"num_images={N}, num_clusters={len(self.centres)}, num_neighbours={k}"
 
 # %% ../../nbs/papers/04_clim.ipynb #1e029491
-def share_buffers(module: nn.Module):
+def _share_buffers(module: nn.Module):
     "Every process takes the buffers of the first; alone: nothing happens."
     if process_group()[1] == 1: return
     for buffer in module.buffers(): dist.broadcast(buffer, 0)
-
-def features_of_all(embed, data) -> Tensor:
-    "embed(images) for every image of `data`, [N, D], in data set order; every process computes its share and gets all."
-    rank, world = process_group()
-    if world == 1: return predict(embed, data).float()
-    mine = torch.arange(rank, len(data), world)
-    rows = predict(embed, data.subset(mine)).float()
-    short = -(-len(data) // world) - len(mine)                   # shares of unequal size: padded with nobody's rows
-    rows, mine = F.pad(rows, (0, 0, 0, short)), F.pad(mine.to(rows.device), (0, short), value=-1)
-    parts = [[torch.empty_like(x) for _ in range(world)] for x in (mine, rows)]
-    for part, x in zip(parts, (mine, rows)): dist.all_gather(part, x)
-    return scatter_rows(torch.cat(parts[0]), torch.cat(parts[1]), len(data))
 
 # %% ../../nbs/papers/04_clim.ipynb #10681f62
 class Encoder(nn.Module):
@@ -499,469 +350,225 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor: return self.head(self.backbone(images))
 
-def in_groups(encoder, images: Tensor, groups: int, generator: torch.Generator | None = None) -> Tensor:
-    "Parts of a batch one after the other, each with BatchNorm statistics of its own; with a generator: shuffled parts."
+def _in_groups(encoder, images: Tensor, groups: int,
+               generator: torch.Generator | None = None) -> Tensor:
+    "Parts of a batch, each with its own BatchNorm statistics; with a generator: shuffled parts."
     if groups == 1: return encoder(images)
     order = torch.arange(len(images), device=images.device)
-    if generator is not None: order = torch.randperm(len(images), generator=generator, device=generator.device)
+    if generator is not None:
+        order = torch.randperm(len(images), generator=generator, device=generator.device)
     z = torch.cat([encoder(part) for part in images[order].chunk(groups)])
     return torch.empty_like(z).index_copy(0, order, z)
 
 # %% ../../nbs/papers/04_clim.ipynb #9eac48f0
-VIEWS = {"digits": dict(crop=("resized", (0.5, 1.0))),
-         "shapes": dict(crop=("resized", (0.7, 1.0)), affine=(180.0, 0.0, (0.9, 1.1)), gray=0.5,
-                        jitter=(0.8, 0.8, 0.8, 0.5))}
-SMALL_SETS = ("digits", "shapes", "cifar10", "cifar100", "fashion_mnist")
+_VIEWS = {"digits": dict(crop=("resized", (0.5, 1.0))),
+          "glyphs": dict(crop=("resized", (0.7, 1.0)), affine=(180.0, 0.0, (0.9, 1.1)), gray=0.5,
+                         jitter=(0.8, 0.8, 0.8, 0.5))}
 
-def kind_of(data: str) -> str: return data.split("-")[0].split(":")[0]
-
-def clim_views(data: str, resolutions: tuple) -> tuple[Augment, ...]:
+def clim_views(data: str | Profile, resolutions: tuple) -> tuple[Augment, ...]:
     "One kind of view, at every resolution."
-    blur = None if kind_of(data) in SMALL_SETS else (0.1, 2.0)
-    ours = dict(crop=("resized", (0.2, 1.0)), gray=0.2, cutout=0, blur=blur)
-    views = replace(augment_for(data), **(ours | VIEWS.get(kind_of(data), {})))
+    profile = profile_of(data)
+    small = profile.side is not None and profile.side <= 32
+    ours = dict(
+        crop=("resized", (0.2, 1.0)), gray=0.2, cutout=0, blur=None if small else (0.1, 2.0)
+    )
+    views = replace(augment_for(profile), **(ours | _VIEWS.get(profile.kind, {})))
     return tuple(replace(views, size=side) for side in resolutions)
 
-def at_training_size(images: Tensor, side: int) -> Tensor:
-    "Images as large as the views were: the middle 7/8, as of 256 pixels 224; nothing to do where they are."
+def _at_training_size(images: Tensor, side: int) -> Tensor:
+    "Images as large as the views were: the middle 7/8, as of 256 pixels 224, unless they are."
     height, width = images.shape[2:]
     if height == width == side: return images
     short = min(height, width) * 7 // 8
-    box = torch.tensor([(height - short) // 2, (width - short) // 2, short, short], device=images.device)
-    return crop_resize(to_float(images), box.expand(len(images), 4), side)
+    box = torch.tensor([(height - short) // 2, (width - short) // 2, short, short])
+    return crop_resize(to_float(images), box.to(images.device).expand(len(images), 4), side)
 
 # %% ../../nbs/papers/04_clim.ipynb #d465127b
-class CLIMModel(Method):
-    "Encoders, queues, table of neighbours and loss in one module; `CLIM` adds the training step."
+class CLIM(Method):
+    "MoCo v2, whose queries are mixed with an image between them and the centre of their kind."
     name = "clim"
 
-    def __init__(self, num_classes: int, data: str, readings: Readings = Readings(), num_images: int = 0):
-        check_readings(readings)
-        super().__init__(num_classes=num_classes, data=data, num_images=num_images, **asdict(readings))
-        r, self.readings, self.epoch, self.latest = readings, readings, 0, None
-        self.views = clim_views(data, r.resolutions)
+    def __init__(self, num_classes: int, data: str | Profile, readings: Readings = Readings(),
+                 num_images: int = 0):
+        profile, r = profile_of(data), readings
+        super().__init__(num_classes=num_classes, data=profile.name, num_images=num_images,
+                         **asdict(r))
+        self.profile, self.readings, self.epoch, self.latest = profile, r, 0, None
+        self.views = clim_views(profile, r.resolutions)
         body = shrunk(whole_backbone(r.backbone), r.shrink)
         self.network = Encoder(body, r.head, r.dim)
         self.teacher = EMATeacher(self.network, r.momentum)
-        self.queues = nn.ModuleList(make_queue(r.queue_size, r.dim, r.queue_start) for _ in r.resolutions)
+        queues = (_make_queue(r.queue_size, r.dim, r.queue_start) for _ in r.resolutions)
+        self.queues = nn.ModuleList(queues)
         self.loss = CLIMLoss(r.temperature, r.pairs)
-        self.classifier = nn.Linear(body.num_features, num_classes).requires_grad_(False)   # for `learn_classifier`
-        self.register_buffer("seed", torch.randint(2**31, ()))                              # of the clusters
+        self.classifier = nn.Linear(body.num_features, num_classes).requires_grad_(False)
+        self.register_buffer("seed", torch.tensor(draw_seed()))           # of the clusters
         self.neighbours = None
         if r.rule in RULES:
             check_count("num_images", num_images)
             width = min(r.pca or body.num_features, body.num_features)
-            clusters = min(r.num_clusters or max(1, round(num_images / 1280)), num_images)
+            clusters = _num_clusters(r, num_images)
             self.neighbours = Neighbours(num_images, width, clusters, r.num_neighbours)
 
+# %% ../../nbs/papers/04_clim.ipynb #0e0a1001
+def _num_clusters(readings: Readings, num_images: int) -> int:
+    "m: as asked for, or an image of 1280 each; never more than there are images."
+    return min(readings.num_clusters or max(1, round(num_images / 1280)), num_images)
+
 # %% ../../nbs/papers/04_clim.ipynb #5f9b7047
-class CLIMMemory(CLIMModel):
-    "What is computed from whole images and whole data sets: features, answers, the table."
-    @torch.no_grad()
-    def output(self, images: Tensor, encoder: str = "query") -> Output:
-        "Features, logits and embeddings of un-augmented `images`."
-        network = self.network if encoder == "query" else self.teacher.module
-        images = at_training_size(images.to(self.seed.device), self.readings.resolutions[0])
+@patch
+def output(self: CLIM, images: Tensor, encoder: str = "query") -> Output:
+    "Features, logits and embeddings of un-augmented `images`."
+    network = self.network if encoder == "query" else self.teacher.module
+    with torch.no_grad():
+        images = _at_training_size(images.to(self.seed.device), self.readings.resolutions[0])
         features = network.eval().backbone(self.views[0].plain(images))
         return Output(features, self.classifier(features), network.head(features))
 
-    def predict(self, images: Tensor) -> Tensor: return self.output(images).logits
+@patch
+def predict(self: CLIM, images: Tensor) -> Tensor: return self.output(images).logits
 
-    def embed(self, images: Tensor) -> Tensor: return self.output(images).features
-
-    def extract(self, data) -> Tensor:
-        "Z: unit rows [N, D], un-augmented images in evaluation mode, whitened; in data set order."
-        mode, r = self.training, self.readings
-        share_buffers(self.network), share_buffers(self.teacher)
-        Z = features_of_all(lambda images: self.output(images, r.encoder).features, data)
-        self.train(mode)
-        return normalize(whiten(Z, min(r.pca, Z.shape[1])) if r.pca else Z)
-
-    def before_epoch(self, data, epoch: int):
-        self.epoch, since = epoch, epoch - self.readings.warmup_epochs
-        if self.neighbours is None or since < 0 or since % self.readings.refresh: return
-        if int(self.neighbours.epoch) != epoch: refresh(self, data, epoch)       # else: resumed in its middle
+@patch
+def embed(self: CLIM, images: Tensor) -> Tensor: return self.output(images).features
 
 # %% ../../nbs/papers/04_clim.ipynb #ced4030e
-@torch.no_grad()
-def refresh(method: CLIMMemory, data, epoch: int):
+@patch
+def extract(self: CLIM, data) -> Tensor:
+    "Z: unit rows [N, D], un-augmented images in evaluation mode, whitened; in data set order."
+    mode, r = self.training, self.readings
+    _share_buffers(self.network)
+    _share_buffers(self.teacher)
+    Z = embed_all(lambda images: self.output(images, r.encoder).features, data)
+    self.train(mode)
+    return normalize(whiten(Z, min(r.pca, Z.shape[1])) if r.pca else Z)
+
+@patch
+def before_epoch(self: CLIM, data, epoch: int):
+    self.epoch, since = epoch, epoch - self.readings.warmup_epochs
+    if self.neighbours is None or since < 0 or since % self.readings.refresh: return
+    if int(self.neighbours.epoch) != epoch: self.refresh(data, epoch)    # else: resumed within it
+
+# %% ../../nbs/papers/04_clim.ipynb #0e0a1003
+@patch
+def refresh(self: CLIM, data, epoch: int):
     "Features, clusters and table anew; the first process computes them, the others receive them."
-    r, kept = method.readings, method.neighbours
-    if len(data) != len(kept.counts): raise ValueError(f"data must have {len(kept.counts)} images, got {len(data)}")
-    Z = method.extract(data)
+    r, kept = self.readings, self.neighbours
+    if len(data) != len(kept.counts):
+        raise ValueError(f"data must have {len(kept.counts)} images, got {len(data)}")
+    Z = self.extract(data)
     if process_group()[0] == 0:
-        g = torch.Generator().manual_seed(step_seed(int(method.seed), epoch))
+        g = torch.Generator().manual_seed(step_seed(int(self.seed), epoch))
         a, centres = kmeans(Z, len(kept.centres), r.kmeans_iters, g, r.spherical)
-        table, counts = select_positives(r.rule, Z, a, centres, r.num_neighbours, tie=r.tie, generator=g,
-                                         same_cluster=r.same_cluster, knn_scope=r.knn_scope)
-        kept.store(features=Z, centres=centres, assignments=a, table=table, counts=counts, epoch=torch.tensor(epoch))
-    share_buffers(kept)
+        table, counts = select_positives(
+            r.rule, Z, a, centres, r.num_neighbours, tie=r.tie, generator=g,
+            same_cluster=r.same_cluster, knn_scope=r.knn_scope)
+        kept.store(features=Z, centres=centres, assignments=a, table=table, counts=counts,
+                   epoch=torch.tensor(epoch))
+    _share_buffers(kept)
 
 # %% ../../nbs/papers/04_clim.ipynb #0ea08793
-class CLIM(CLIMMemory):
-    "The method of this chapter: MoCo v2, whose queries are mixed with an image that lies between them and their kind."
-    def epoch_indices(self, labels: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
-        "int64 [steps, 2, batch_size]: anchors and one positive each (the anchor itself where it has none)."
-        order, r = super().epoch_indices(labels, batch_size, generator), self.readings
-        if r.rule == "none" or self.epoch < r.warmup_epochs: return order
-        if self.neighbours is None: return torch.stack([order, order], 1)
-        table, counts = self.neighbours.table.cpu(), self.neighbours.counts.cpu()
-        found = draw_positives(table, counts, order.flatten(), generator).view_as(order)
-        return torch.stack([order, torch.where(found < 0, order, found)], 1)
+@patch
+def epoch_indices(self: CLIM, labels: Tensor, batch_size: int,
+                  generator: torch.Generator) -> Tensor:
+    "int64 [steps, 2, batch_size]: anchors, and a positive each (the anchor itself without one)."
+    order = whole_batches(len(labels), batch_size, generator)
+    if self.readings.rule == "none" or self.epoch < self.readings.warmup_epochs: return order
+    if self.neighbours is None: return torch.stack([order, order], 1)
+    table, counts = self.neighbours.table.cpu(), self.neighbours.counts.cpu()
+    found = draw_positives(table, counts, order.flatten(), generator).view_as(order)
+    return torch.stack([order, torch.where(found < 0, order, found)], 1)
 
-    def forward(self, batch, step: int, generator: torch.Generator) -> CLIMTerms:
-        images = batch.images if batch.indices.ndim == 1 else batch.images[0]
-        first, second = ([view(images, generator) for view in self.views] for _ in range(2))
-        self.teacher.update(step)                                    # once, before any key
-        terms, keys = one_way(self, batch, first, second, generator)
-        if self.readings.symmetric:
-            more, other = one_way(self, batch, second, first, generator)
-            terms = CLIMTerms(*((a + b) / 2 for a, b in zip(terms, more)))
-            keys = [torch.cat(pair) for pair in zip(keys, other)]
-        self.latest = keys
-        return terms
+# %% ../../nbs/papers/04_clim.ipynb #0e0a1004
+@patch
+def forward(self: CLIM, batch: Batch, step: int, generator: torch.Generator) -> CLIMTerms:
+    images = batch.images if batch.indices.ndim == 1 else batch.images[0]
+    first, second = self.views_of(images, generator), self.views_of(images, generator)
+    self.teacher.update(step)                                        # once, before any key
+    terms, keys = self.one_way(batch, first, second, generator)
+    if self.readings.symmetric:
+        more, other = self.one_way(batch, second, first, generator)
+        terms = CLIMTerms(*((a + b) / 2 for a, b in zip(terms, more)))
+        keys = [torch.cat(pair) for pair in zip(keys, other)]
+    self.latest = keys
+    return terms
 
-    def after_step(self, step: int):
-        for queue, keys in zip(self.queues, self.latest): queue.update(keys=keys)
+@patch
+def after_step(self: CLIM, step: int):
+    for queue, keys in zip(self.queues, self.latest): queue.update(keys=keys)
+
+# %% ../../nbs/papers/04_clim.ipynb #0e0a1006
+@patch
+def views_of(self: CLIM, images: Tensor, generator: torch.Generator) -> list[Tensor]:
+    "A view of every image, at every resolution."
+    return [view(images, generator) for view in self.views]
+
+@patch
+def queries_of(self: CLIM, views: list) -> list[Tensor]:
+    "Embeddings by the network, with gradient."
+    return [_in_groups(self.network, x, self.readings.bn_groups) for x in views]
+
+@patch
+def keys_of(self: CLIM, views: list, generator: torch.Generator) -> list[Tensor]:
+    "Unit embeddings by the teacher."
+    groups = self.readings.bn_groups
+    return [normalize(_in_groups(self.teacher, x, groups, generator)) for x in views]
+
+# %% ../../nbs/papers/04_clim.ipynb #0e0a1008
+def _choose(chosen: Tensor, theirs: list, own: list) -> list[Tensor]:
+    "At every resolution: rows of `theirs` where `chosen` [B], else of `own`."
+    def rows(a, b): return torch.where(chosen.view(-1, *[1] * (a.ndim - 1)), a, b)
+    return [rows(a, b) for a, b in zip(theirs, own)]
 
 # %% ../../nbs/papers/04_clim.ipynb #9763b190
-def one_way(method: CLIM, batch, queries: list, keys: list, generator) -> tuple[CLIMTerms, list]:
-    "The loss of `queries` against `keys` (views of one batch), and the unit keys of the anchors."
-    r, network, negatives = method.readings, method.network, [queue["keys"] for queue in method.queues]
-    encode = lambda views: [in_groups(network, x, r.bn_groups) for x in views]
-    as_keys = lambda views: [normalize(in_groups(method.teacher, x, r.bn_groups, generator)) for x in views]
-    k = as_keys(keys)
-    host = torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=generator, device=generator.device)))
-    chosen = partners(method, batch, host)
-    if chosen is None: return method.loss(encode(queries), k, None, negatives), k
-    others, other_keys = ([view(batch.images[1], generator) for view in method.views] for _ in range(2))
-    mixed, lam = mixtures(r, queries, others, host)
-    mixed = [torch.where(chosen[:, None, None, None], m, x) for m, x in zip(mixed, queries)]
-    lam = [torch.where(chosen, share, 1.0) for share in lam]
-    j = [torch.where(chosen[:, None], x, own) for x, own in zip(as_keys(other_keys), k)]
-    terms = method.loss(encode(mixed), k, j, negatives, lam)
-    if not r.unmixed_neighbours: return terms, k
-    plain = method.loss(encode(queries), k, j, negatives, torch.where(chosen, 0.5, 1.0))
-    return CLIMTerms(*((a + 2 * b) / 3 for a, b in zip(terms, plain))), k
+@patch
+def one_way(self: CLIM, batch: Batch, queries: list, keys: list,
+            generator: torch.Generator) -> tuple[CLIMTerms, list]:
+    "The loss of `queries` against `keys` (views of one batch), and the anchors' unit keys."
+    negatives = [queue["keys"] for queue in self.queues]
+    own_keys = self.keys_of(keys, generator)
+    host = _host_stream(generator)
+    chosen = self.mixed_anchors(batch, host)
+    if chosen is None:
+        return self.loss(self.queries_of(queries), own_keys, None, negatives), own_keys
+    # the partner: views to mix into the queries, and others for its key
+    partner, partner_views = (self.views_of(batch.images[1], generator) for _ in range(2))
+    mixtures, shares = _mixtures(self.readings, queries, partner, host)
+    partner_keys = self.keys_of(partner_views, generator)
+    # anchors without a partner stay as they are
+    mixed = _choose(chosen, mixtures, queries)
+    lam = _choose(chosen, shares, [torch.ones_like(share) for share in shares])
+    other_keys = _choose(chosen, partner_keys, own_keys)
+    terms = self.loss(self.queries_of(mixed), own_keys, other_keys, negatives, lam)
+    if not self.readings.unmixed_neighbours: return terms, own_keys
+    half = torch.where(chosen, 0.5, 1.0)
+    plain = self.loss(self.queries_of(queries), own_keys, other_keys, negatives, half)
+    return CLIMTerms(*((a + 2 * b) / 3 for a, b in zip(terms, plain))), own_keys
 
 # %% ../../nbs/papers/04_clim.ipynb #94814a1c
-def partners(method: CLIM, batch, host: torch.Generator) -> Tensor | None:
+def _host_stream(generator: torch.Generator) -> torch.Generator:
+    "A stream on the host that `generator` decides."
+    return torch.Generator().manual_seed(draw_seed(generator))
+
+@patch
+def mixed_anchors(self: CLIM, batch: Batch, host: torch.Generator) -> Tensor | None:
     "Which anchors are mixed in this step, [B] bool; None: no anchor is."
-    r = method.readings
+    r = self.readings
     if batch.indices.ndim == 1 or torch.rand((), generator=host) >= r.prob: return None
-    if r.rule == "self" or r.empty == "self": return torch.ones_like(batch.indices[0], dtype=torch.bool)
-    chosen = batch.indices[0] != batch.indices[1]
+    anchors, partners = batch.indices
+    if r.rule == "self" or r.empty == "self": return torch.ones_like(anchors, dtype=torch.bool)
+    chosen = anchors != partners
     return chosen if chosen.any() else None
 
-def mixtures(readings: Readings, queries: list, others: list, host: torch.Generator) -> tuple[list, list]:
+# %% ../../nbs/papers/04_clim.ipynb #0e0a1009
+def _mixtures(readings: Readings, queries: list, others: list,
+              host: torch.Generator) -> tuple[list, list]:
     "Mixed queries at every resolution, and the anchors' shares [B] at each."
     r, n, like = readings, len(queries[0]), queries[0]
     if r.mixer == "none": return queries, [like.new_full((n,), 0.5) for _ in queries]
-    parts = n if r.per == "image" else 1
-    wanted = random_stream(int(torch.randint(2**32, (), generator=host))).beta(r.alpha, r.alpha, parts)
-    cut = lambda views, i: [x[i:i + 1] if r.per == "image" else x for x in views]
-    each = [mix_views(cut(queries, i), cut(others, i), float(wanted[i]), host, mixer=r.mixer, box=r.box)
-            for i in range(parts)]
-    mixed = [torch.cat(views) for views in zip(*(views for views, _ in each))]
-    return mixed, [like.new_tensor(lam).expand(n) for lam in zip(*(lam for _, lam in each))]
-
-# %% ../../nbs/papers/04_clim.ipynb #34055ff0
-RUNGS = {"MoCo v2": "none", "+kNN": "knn", "+cluster": "kmeans", "+kNN in cluster": "knn_cluster",
-         "+centre-wise": "center_wise"}
-FORMS = {"": dict(mixer="none", resolutions=1), " + CutMix": dict(mixer="cutmix", resolutions=1),
-         " + multi-res": dict(mixer="none", resolutions=2), " + both": dict(mixer="cutmix", resolutions=2)}
-EQUAL, FULL = "MoCo v2, equal compute", "CLIM"
-
-VARIANTS = {rung + form: {**how, "rule": rule} for rung, rule in RUNGS.items() for form, how in FORMS.items()}
-for form in (" + CutMix", " + both"): VARIANTS["MoCo v2" + form]["rule"] = "self"
-VARIANTS[EQUAL] = VARIANTS["MoCo v2"]
-VARIANTS[FULL] = VARIANTS.pop("+centre-wise + both")
-
-# %% ../../nbs/papers/04_clim.ipynb #1911202f
-def passes(readings: Readings) -> float:
-    "Cost of one image of a step, in forward passes of one image at the first resolution; backward counts as two."
-    r = readings
-    area = sum((side / r.resolutions[0]) ** 2 for side in r.resolutions)
-    again = r.prob if r.rule != "none" else 0
-    return area * (3 * (1 + r.unmixed_neighbours * again) + 1 + again) * (2 if r.symmetric else 1)
-
-# %% ../../nbs/papers/04_clim.ipynb #109eaeb4
-@dataclass(frozen=True)
-class Recipe:
-    "How a data set is trained at a budget: every variant sees the same anchors for the same number of steps."
-    budget: Budget
-    readings: Readings
-    test_stride: int = 1          # evaluate on every so-many-th test image
-
-@lru_cache
-def size_of(data: str) -> int:
-    "Images of a training split; taken as large where the set is not on this machine."
-    try: return len(load(data, "train"))
-    except FileNotFoundError: return 10**9
-
-def queue_for(data: str, batch_size: int, most: int) -> int:
-    "Keys: `most`, but at most an eighth of the images, in whole batches where that is one at least."
-    eighth = max(1, size_of(data) // 8)
-    return min(most, eighth // batch_size * batch_size or eighth)
-
-# %% ../../nbs/papers/04_clim.ipynb #e43e2433
-CPU = {"digits": dict(steps=600, body="resnet8", sides=(16, 12), clusters=16, temperature=0.2),
-       "shapes": dict(steps=800, body="resnet8", sides=(32, 24), clusters=20, temperature=0.1, shrink=2)}
-
-def recipe(data: str, budget: str, **changes) -> Recipe:
-    "The recipe for a data set at a budget; `changes` are readings to vary, `resolutions` may say how many."
-    check_option("budget", budget, ("smoke", "cpu", "gpu"))
-    plan = gpu_recipe(data) if budget == "gpu" else cpu_recipe(data, budget)
-    if isinstance(n := changes.get("resolutions"), int):
-        check_count("resolutions", n, len(plan.readings.resolutions))
-        changes["resolutions"] = plan.readings.resolutions[:n]
-    return replace(plan, readings=replace(plan.readings, **changes))
-
-def cpu_recipe(data: str, budget: str) -> Recipe:
-    "About a minute, or seconds, on a CPU: about as many steps whatever the size of the set."
-    kind, smoke, n = kind_of(data), budget == "smoke", size_of(data)
-    c = CPU.get(kind, dict(CPU["shapes"], sides=(32, 24) if kind in SMALL_SETS else (64, 48)))
-    epochs = max(2, round((50 if smoke else c["steps"]) * 64 / n))
-    schedule = Budget(budget, epochs, 64, lr=0.1, weight_decay=5e-4, warmup_epochs=1)
-    return Recipe(schedule, Readings(
-        backbone=c["body"], shrink=c.get("shrink", 1), resolutions=c["sides"], dim=64, momentum=0.99,
-        queue_size=queue_for(data, 64, 1024), temperature=c["temperature"], num_clusters=c["clusters"],
-        num_neighbours=10, pca=32, refresh=max(1, epochs // 6)), 4 if smoke else 1)
-
-# %% ../../nbs/papers/04_clim.ipynb #7cbdc232
-def gpu_recipe(data: str) -> Recipe:
-    "MoCo's CIFAR demo for small images; the 200-epoch schedule of MoCo v2 and of the author's code for photographs."
-    kind, few = kind_of(data), size_of(data) < 10_000
-    if kind in (*SMALL_SETS, "tiny"):
-        sides = {"digits": (16, 12), "fashion_mnist": (28, 20), "tiny": (64, 48)}.get(kind, (32, 24))
-        batch = 64 if few else 512
-        schedule = Budget("gpu", 200, batch, lr=0.06 * batch / 512, nesterov=False, weight_decay=5e-4, precision="bf16")
-        return Recipe(schedule, Readings(
-            backbone="resnet18-small", resolutions=sides, queue_size=queue_for(data, batch, 4096), momentum=0.99,
-            temperature=0.1, bn_groups=1 if few else 8, num_clusters=16 if few else None))
-    batch = 64 if few else 256
-    schedule = Budget("gpu", 200, batch, lr=0.03 * batch / 256, nesterov=False, weight_decay=1e-4, precision="fp16")
-    return Recipe(schedule, Readings(queue_size=queue_for(data, batch, 65536), bn_groups=1 if few else 8,
-                                     num_clusters=1000 if kind == "imagenet" else 16 if few else None))
-
-# %% ../../nbs/papers/04_clim.ipynb #c13f23de
-LOSSES = tuple(f"arcbook.papers.clim.{name}" for name in (
-    "mixed_info_nce", "two_positives", "shared", "CLIMLoss", "kmeans", "nearest_centre", "nearest_neighbours", "whiten",
-    "select_positives", "select_centerwise", "neighbours_in", "distances_to_own_centre", "pack", "cluster_members",
-    "draw_positives", "mix_views", "paste", "mixtures", "partners", "Encoder", "Neighbours", "make_queue", "in_groups",
-    "clim_views", "at_training_size", "features_of_all", "scatter_rows", "CLIMModel", "CLIMMemory", "CLIM", "one_way",
-    "refresh"))
-LOSSES += ("arcbook.contrast.normalize", "arcbook.contrast.cosine_logits", "arcbook.teachers.EMATeacher",
-           "arcbook.memory.MemoryQueue", "arcbook.views.cutmix_box", "arcbook.views.rescale_box")
-
-# %% ../../nbs/papers/04_clim.ipynb #18d6354d
-def training_images(data: str, split: str = "train"):
-    "A split; photographs as squares of 256 pixels, of which views are cut on the device."
-    images = load(data, split)
-    return replace(images, size=256) if hasattr(images, "crop") else images
-
-def make_method(plan: Recipe, images, data: str, seed: int) -> CLIM:
-    "The untrained method of a run: its weights depend on the seed alone."
-    torch.manual_seed(step_seed(seed, 1))
-    return CLIM(images.num_classes, data, plan.readings, len(images))
-
-def plan_of(variant: str, data: str, budget: str, **changes) -> Recipe:
-    "The recipe of a rung."
-    check_option("variant", variant, tuple(VARIANTS))
-    plan = recipe(data, budget, **{**VARIANTS[variant], **changes})
-    if variant != EQUAL: return plan
-    longer = passes(recipe(data, budget, **VARIANTS[FULL]).readings) / passes(plan.readings)
-    return replace(plan, budget=replace(plan.budget, epochs=round(longer * plan.budget.epochs)))
-
-# %% ../../nbs/papers/04_clim.ipynb #f44b63a9
-def train_method(variant: str, data: str, budget: str, seed: int, folder=None, callback=None, **changes):
-    "Train one rung, continuing from a checkpoint in `folder`; the method, its history and its recipe."
-    plan, images = plan_of(variant, data, budget, **changes), training_images(data)
-    method = make_method(plan, images, data, seed)
-    history = fit(method, images, plan.budget, seed=step_seed(seed, 0), out=folder, callback=callback)
-    return method, history, plan
-
-# %% ../../nbs/papers/04_clim.ipynb #ad1d4466
-@torch.no_grad()
-def learn_classifier(method: CLIM, features: Tensor, labels: Tensor) -> CLIM:
-    "The linear probe: logistic regression on frozen features; the method answers with it from now on."
-    from sklearn.linear_model import LogisticRegression
-    x, C = features.double().cpu(), method.classifier.out_features
-    mean, scale = x.mean(0), x.std(0, correction=0)
-    scale = torch.where(scale > 0, scale, 1)                              # a feature that never changes says nothing
-    fitted = LogisticRegression(max_iter=1000).fit(((x - mean) / scale).numpy(), labels.cpu().numpy())
-    w, b = (torch.from_numpy(v) for v in (fitted.coef_, fitted.intercept_))
-    if len(w) == 1: w, b = torch.cat([-w / 2, w / 2]), torch.cat([-b / 2, b / 2])     # of two classes
-    weight, bias = torch.zeros(C, x.shape[1]).double(), torch.full((C,), -1e4).double()
-    known = torch.from_numpy(fitted.classes_)
-    weight[known], bias[known] = w / scale, b - (w / scale) @ mean
-    method.classifier.weight.copy_(weight), method.classifier.bias.copy_(bias)
-    return method
-
-# %% ../../nbs/papers/04_clim.ipynb #44c7b36c
-K_EVAL = 10   # neighbours that vote
-
-@torch.no_grad()
-def probe(method: CLIM, test, train, k: int = K_EVAL) -> tuple[dict, Tensor]:
-    "Linear probe and nearest neighbours on frozen features; the features of the test images."
-    known, seen = (predict(method.embed, data).float().cpu() for data in (train, test))
-    y, truth = train.labels.cpu(), test.labels.cpu()
-    learn_classifier(method, known, y)
-    scores = predict(method.predict, test).float().cpu()
-    return {"top1": accuracy(scores, truth), "knn": knn_accuracy(known, y, seen, truth, k=k)}, seen
-
-# %% ../../nbs/papers/04_clim.ipynb #ecdf2a4e
-class Supervised(NamedTuple):
-    "Cross entropy alone."
-    loss: Tensor
-
-class FineTuned(Method):
-    "A copy of a backbone and a linear classifier, trained together on labels."
-    name = "clim fine-tuned"
-
-    def __init__(self, method: CLIM, num_classes: int, head_lr: float = 10.0):
-        super().__init__(num_classes=num_classes, head_lr=head_lr)
-        self.network = Network(deepcopy(method.network.backbone), num_classes, head="none")
-        self.side, self.head_lr = method.readings.resolutions[0], head_lr
-        self.augment = replace(augment_for(method.config["data"]), size=self.side)
-
-    def parameter_groups(self) -> list[dict]:
-        body, head = self.network.backbone, self.network.classifier
-        return [{"params": list(body.parameters())}, {"params": list(head.parameters()), "lr_scale": self.head_lr}]
-
-    def forward(self, batch, step: int, generator: torch.Generator) -> Supervised:
-        return Supervised(F.cross_entropy(self.network(self.augment(batch.images, generator)).logits, batch.labels))
-
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
-        images = at_training_size(images.to(self.network.classifier.weight.device), self.side)
-        return self.network.eval()(self.augment.plain(images)).logits
-
-# %% ../../nbs/papers/04_clim.ipynb #443d6639
-FEW = 5   # labels per class
-
-def fine_tune(method: CLIM, train, per_class: int = FEW, seed: int = 0, epochs: int = 100, lr: float = 0.05):
-    "Train all weights on `per_class` labelled images of each class."
-    few = train.subset(few_per_class_indices(train.labels.cpu(), per_class, seed))
-    torch.manual_seed(step_seed(seed, 3))
-    tuned = FineTuned(method, train.num_classes).to(method.seed.device)
-    fit(tuned, few, Budget("few", epochs, min(32, len(few)), lr=lr, weight_decay=0.0), seed=step_seed(seed, 3))
-    return tuned
-
-# %% ../../nbs/papers/04_clim.ipynb #5dc07577
-def tables_of(method: CLIM, Z: Tensor) -> dict:
-    "Positives by every rule from the same features, and as many nearest neighbours as the centre-wise rule selects."
-    r, g = method.readings, torch.Generator().manual_seed(step_seed(int(method.seed), 10**6))
-    m = min(r.num_clusters or max(1, round(len(Z) / 1280)), len(Z))
-    a, centres = kmeans(Z, m, r.kmeans_iters, g, r.spherical)
-    near = neighbours_in(r.knn_scope, Z, r.num_neighbours, a)
-    tables = {rule: select_positives(rule, Z, a, centres, r.num_neighbours, tie=r.tie, same_cluster=r.same_cluster,
-                                     neighbours=near, generator=g) for rule in RULES}
-    counts = tables["center_wise"][1]
-    keep = torch.arange(near.shape[1], device=near.device) < counts[:, None]
-    return tables | {"knn_same_number": (near.masked_fill(~keep, -1), counts)}
-
-def share_right(table: Tensor, counts: Tensor, kind: Tensor) -> float:
-    "Mean over rows with positives of the share of their positives that are of the row's kind; 0 without any."
-    hits = ((kind[table] == kind[:, None]) & (table >= 0)).sum(1)
-    there = counts > 0
-    return float((hits[there] / counts[there]).mean()) if there.any() else 0.0
-
-# %% ../../nbs/papers/04_clim.ipynb #fd6abd9a
-def selection_quality(method: CLIM, data, features: Tensor | None = None) -> dict[str, float]:
-    "By rule: how often a positive drawn for an image is of its true class (and sub-class), over images that have one."
-    Z = method.extract(data) if features is None else features
-    tables, truth = tables_of(method, Z), getattr(data, "truth", {})
-    kinds = {"class": truth.get("label", data.labels).to(Z.device)}
-    if "subclass" in truth: kinds["subclass"] = kinds["class"] * 1000 + truth["subclass"].to(Z.device)
-    right = {f"{kind}_{rule}": share_right(*found, of) for kind, of in kinds.items() for rule, found in tables.items()}
-    counts = tables["center_wise"][1].float()
-    return right | {"empty": float((counts == 0).float().mean()), "positives": float(counts.mean())}
-
-# %% ../../nbs/papers/04_clim.ipynb #ee2f70d0
-MAP_IMAGES = 600   # so many test images keep their features for maps
-
-def geometry_of(method: CLIM, images: Tensor, seed: int = 0) -> dict[str, float]:
-    "Alignment of two views' embeddings, and uniformity."
-    from arcbook.geometry import alignment, uniformity
-    g, device = torch.Generator().manual_seed(seed), method.seed.device
-    embed = lambda views: normalize(method.network.eval()(views.to(device))).cpu()
-    with torch.no_grad(): a, b = (embed(method.views[0](images, g)) for _ in range(2))
-    return {"alignment": float(alignment(a, b)), "uniformity": float(uniformity(a))}
-
-def evaluate(method: CLIM, test, train, start: CLIM | None = None, seed: int = 0) -> tuple[dict, dict]:
-    "Metrics on `test`, with `train` for the probes; `start`: the untrained method, for what it is worth."
-    metrics, features = probe(method, test, train)
-    tuned = lambda net: accuracy(predict(fine_tune(net, train, seed=seed).predict, test).cpu(), test.labels.cpu())
-    metrics["few"] = tuned(method)
-    metrics |= {f"{name}_late": value for name, value in selection_quality(method, train).items()}
-    if start is not None:
-        metrics |= {f"{name}_start": value for name, value in probe(start, test, train)[0].items()}
-        metrics["few_start"] = tuned(start)
-        metrics |= {f"{name}_early": value for name, value in selection_quality(start, train).items()}
-    shown = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:MAP_IMAGES].sort().values
-    metrics |= geometry_of(method, test.batch(shown)[0].cpu())
-    arrays = {"features": features[shown], "map_labels": test.labels.cpu()[shown]}
-    if "subclass" in getattr(test, "truth", ()): arrays["map_subclasses"] = test.truth["subclass"].cpu()[shown]
-    return {k: round(float(v), 6) for k, v in metrics.items()}, {k: v.numpy() for k, v in arrays.items()}
-
-# %% ../../nbs/papers/04_clim.ipynb #e3a2cd7e
-def train(variant: str, data: str, budget: str, seed: int, folder=None) -> Outcome:
-    "Train one rung and evaluate it on the test split: what `arcbook run` calls for each row and seed."
-    method, history, plan = train_method(variant, data, budget, seed, folder)
-    images, test = training_images(data), training_images(data, "test")
-    test = test.subset(torch.arange(0, len(test), plan.test_stride))
-    metrics, arrays = evaluate(method, test, images, make_method(plan, images, data, seed).to(method.seed.device), seed)
-    return Outcome(RunRecord(
-        paper="clim", variant=variant, data=data, split=images.digest(), budget=asdict(plan.budget), seed=seed,
-        metrics=metrics, method=method.config, terms={n: thin(history[n]) for n in history.names},
-        source=sources(*LOSSES), test_split=test.digest(),
-        note=f"every {plan.test_stride}th test image" if plan.test_stride > 1 else "",
-        device=history.device, seconds=history.seconds, peak_memory=history.peak_memory), arrays)
-
-# %% ../../nbs/papers/04_clim.ipynb #78165544
-EXPERIMENT = Experiment(
-    "clim", "CLIM", "papers/04_clim.ipynb", "shapes",
-    ("MoCo v2", "MoCo v2 + both", "+kNN + both", "+cluster + both", "+kNN in cluster + both", "+centre-wise + CutMix",
-     FULL), train, rows=tuple(VARIANTS))
-CONTROLS = replace(EXPERIMENT, variants=tuple(v for v in VARIANTS if v not in EXPERIMENT.variants))
-
-# %% ../../nbs/papers/04_clim.ipynb #8d4f15f6
-def draw_curves(records, out):
-    "Both terms of the loss of CLIM, a line per seed."
-    import matplotlib.pyplot as plt
-    from arcbook.geometry import ATTRACT
-    fig, axes = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained", sharey=True)
-    names = {"anchor": ("InfoNCE, anchor's key", "0.35"), "neighbour": ("InfoNCE, neighbour's key", ATTRACT)}
-    for ax, (name, (title, colour)) in zip(axes, names.items()):
-        for r in records:
-            values = r.terms.get(name) if r.variant == "CLIM" else None
-            if values: ax.plot([i / len(values) for i in range(len(values))], values, color=colour, alpha=0.7, lw=1)
-        ax.set(title=title, xlabel="share of the run")
-    axes[0].set_ylabel("nats")
-    return fig
-
-# %% ../../nbs/papers/04_clim.ipynb #7b804d25
-def draw_maps(records, out):
-    "UMAP of unseen images under MoCo v2 and under CLIM, first seed."
-    return draw_rungs(records, out, ("MoCo v2", "CLIM"), "features")
-
-# %% ../../nbs/papers/04_clim.ipynb #5b0217c8
-def draw_selection(records, out):
-    "Share of positives of the true class by rule, from the features of CLIM: before training and after it."
-    import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
-    rules = {"knn": "kNN", "kmeans": "cluster", "knn_cluster": "kNN in cluster", "center_wise": "centre-wise",
-             "knn_same_number": "as many nearest"}
-    for r in records:
-        if r.variant != "CLIM" or "class_knn_early" not in r.metrics: continue
-        for when, face in (("early", "white"), ("late", "0.3")):
-            shares = [r.metrics[f"class_{rule}_{when}"] for rule in rules]
-            ax.plot(range(5), shares, "o", ms=5, mfc=face, mec="0.3", label=when if r.seed == 0 else None)
-    ax.set(xticks=range(5), xticklabels=rules.values(), ylabel="of the true class",
-           title="How often a positive is right")
-    if ax.get_legend_handles_labels()[0]: ax.legend()
-    return fig
-
-# %% ../../nbs/papers/04_clim.ipynb #cb43200e
-FIGURES = (draw_curves, draw_maps, draw_selection)   # of `arcbook run`, beside the ladder
+    size = 1 if r.per == "image" else n                   # images that share a box
+    wanted = random_stream(draw_seed(host, 2**32)).beta(r.alpha, r.alpha, n // size)
+    parts = zip(wanted, *(zip(*(x.split(size) for x in views)) for views in (queries, others)))
+    done = [mix_views(a, b, float(lam), host, mixer=r.mixer, box=r.box) for lam, a, b in parts]
+    views, shares = zip(*done)
+    mixed = [torch.cat(of_side) for of_side in zip(*views)]
+    return mixed, [like.new_tensor(lam).expand(n) for lam in zip(*shares)]
