@@ -63,7 +63,9 @@ LIMITS = {
 # %% ../nbs/toolkit/17_checks.ipynb #17c00015
 def check_number(name: str, value, wanted: str):
     "A number for which `wanted`, one of `LIMITS`, holds; as Python's where that costs nothing"
-    if isinstance(value, Tensor) and value.ndim == 0 and not value.requires_grad:
+    if isinstance(value, Tensor):
+        if value.ndim or value.requires_grad:
+            raise ValueError(f"{name} must be one number without gradient, got {got(value)}")
         if not values_readable(value): return value
         value = value.item()
     if not isinstance(value, Real) or not LIMITS[wanted](value):
