@@ -5,37 +5,31 @@
 # %% ../../nbs/papers/03_iccl.ipynb #f020b167
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal, NamedTuple
 
-import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..contrast import (at_least_float32, check_labels, check_reduction, check_temperature, cosine_logits,
-                              gather_with_gradient, process_group, soft_target_cross_entropy, values_readable)
-from ..datasets import load
-from ..evaluation import accuracy, confusion, expected_calibration_error, group_accuracy, knn_scores, predict
-from ..experiments import Experiment, Outcome
-from ..ledger import RunRecord, sources, thin
-from ..memory import ClassCentroids, mean_centroids
+from .._checks import (check_embeddings, check_labels, check_lam, check_number,
+                             check_reduction, check_share, check_temperature)
+from ..contrast import (at_least_float32, cosine_logits, gather_with_gradient,
+                              process_group, soft_target_cross_entropy)
+from ..evaluation import accuracy, embed_all, predict
+from ..memory import ClassCentroids
+from ..method import Batch, Method
 from ..models import Network, backbone, shrunk
-from ..sampling import ClassAwareSampler, long_tail_indices, random_stream, shot_groups, two_stream_indices
-from ..training import Budget, Method, fit, step_seed
-from ..views import IMAGENET, PRESETS, Augment, augment_for, mixup
+from ..profiles import PROFILES, Profile, profile_of
+from ..readings import (Bound, Count, Finite, NonNegative, Positive, Settings, Share,
+                              Whole)
+from ..sampling import ClassAwareSampler, draw_seed, random_stream, two_stream_indices
+from ..views import Augment, augment_for, mixup
 
 # %% auto #0
-__all__ = ['OPTIONS', 'EQUAL', 'FULL', 'PLAIN_CE', 'VARIANTS', 'CPU', 'MAP_IMAGES', 'LOSSES', 'EXPERIMENT', 'FIGURES',
-           'mixed_target', 'check_shares', 'centroid_contrast', 'CentroidContrastLoss', 'ICCLTerms', 'ICCLLoss',
-           'label_cross_entropy', 'FeatureReadings', 'Readings', 'check_readings', 'draw_shares', 'protocol_views',
-           'ICCLModel', 'ICCLMemory', 'embed_all', 'in_batch_order', 'watch', 'ICCL', 'passes', 'samples',
-           'redraw_pairs', 'second_stage', 'rebalance', 'normalize_classifier', 'Recipe', 'recipe', 'gpu_recipe',
-           'training_images', 'train_method', 'shot_thresholds', 'group_confusion', 'nearest_centroid', 'evaluate',
-           'subclass_purity', 'train', 'draw_groups']
+__all__ = ['mixed_target', 'centroid_contrast', 'CentroidContrastLoss', 'ICCLTerms', 'ICCLLoss', 'Readings', 'draw_shares',
+           'protocol_views', 'ICCL', 'redraw_pairs', 'second_stage', 'normalize_classifier']
 
 # %% ../../nbs/papers/03_iccl.ipynb #732bd5e3
 def mixed_target(
@@ -45,29 +39,17 @@ def mixed_target(
     num_classes: int,         # C
     dtype=torch.float32,
 ) -> Tensor:                  # [B, C], rows sum to 1
-    "The label distribution of blends: `lam` on the class of a, the rest on the class of b."
-    check_shares(lam, labels_a, labels_b, num_classes)
-    shape, device = (len(labels_a), 1), labels_a.device
-    if isinstance(lam, Tensor): lam = lam.to(device, dtype).expand(len(labels_a))[:, None]
-    else: lam = torch.full(shape, lam, dtype=dtype, device=device)
-    T = torch.zeros(len(labels_a), num_classes, dtype=dtype, device=device)
-    return T.scatter_add(1, labels_a.long()[:, None], lam).scatter_add(1, labels_b.long()[:, None], 1 - lam)
+    """The label distribution of blends: `lam` on the class of a, the rest on the class of b.
 
-# %% ../../nbs/papers/03_iccl.ipynb #aa52b409
-def check_shares(lam, labels_a, labels_b, num_classes):
-    "A `ValueError` unless labels are in range and `lam` is in [0, 1], a number or one per label."
-    length = len(labels_a) if isinstance(labels_a, Tensor) and labels_a.ndim else 0
-    check_labels("labels_a", labels_a, length, num_classes), check_labels("labels_b", labels_b, length, num_classes)
-    if not isinstance(lam, (int, float, np.number, Tensor)):
-        raise ValueError(f"lam must be a number or a tensor [{length}], got {type(lam).__name__}")
-    if not isinstance(lam, Tensor):
-        if not 0 <= lam <= 1: raise ValueError(f"lam must be in [0, 1], got {lam}")
-        return
-    if lam.shape not in ((), (length,)):
-        raise ValueError(f"lam must be a number or [{length}], got {list(lam.shape)}")
-    if values_readable(lam) and not ((lam >= 0) & (lam <= 1)).all():
-        wrong = lam[~((lam >= 0) & (lam <= 1))]
-        raise ValueError(f"lam must be in [0, 1], got {wrong[0].item():g}")
+    `ValueError` on labels out of range and on `lam` outside [0, 1]."""
+    check_labels("labels_a", labels_a, "B", num_classes)
+    check_labels("labels_b", labels_b, len(labels_a), num_classes)
+    lam = check_lam(lam, len(labels_a))
+    T = torch.zeros(len(labels_a), num_classes, dtype=dtype, device=labels_a.device)
+    if not isinstance(lam, Tensor): lam = torch.full((), lam, dtype=dtype, device=T.device)
+    share = lam.to(T).expand(len(T))[:, None]
+    T = T.scatter_add(1, labels_a.long()[:, None], share)
+    return T.scatter_add(1, labels_b.long()[:, None], 1 - share)
 
 # %% ../../nbs/papers/03_iccl.ipynb #8cf84d6f
 def centroid_contrast(
@@ -79,24 +61,36 @@ def centroid_contrast(
     temperature: float = 0.1,  # tau
     reduction: str = "mean",   # "mean", "sum" or "none" ([B])
 ) -> Tensor:
-    """Cross entropy of finding the centroids of both classes of a blend. Raises `ValueError` on wrong shapes, labels
-    out of range, `lam` outside [0, 1], temperature or reduction. Source: Tiong et al. 2021, in our reading."""
+    """Cross entropy of finding the centroids of both classes of a blend.
+
+    Raises `ValueError` on wrong shapes, labels out of range, `lam` outside [0, 1], temperature or
+    reduction. Source: Tiong et al. 2021, in our reading."""
+    check_embeddings("embeddings", embeddings)
+    check_embeddings("centroids", centroids, width=embeddings.shape[1])
+    check_labels("labels_a", labels_a, len(embeddings))
     centroids = centroids.detach()
     logits = cosine_logits(embeddings, centroids, temperature)
+    target = mixed_target(labels_a, labels_b, lam, len(centroids), logits.dtype)
+    # a class not seen yet is no candidate, and its share of the target is dropped
     seen = centroids.any(1)
-    T = mixed_target(labels_a, labels_b, lam, len(centroids), logits.dtype) * seen
-    return soft_target_cross_entropy(logits.masked_fill(~seen, torch.finfo(logits.dtype).min), T, reduction)
+    logits = logits.masked_fill(~seen, torch.finfo(logits.dtype).min)
+    return soft_target_cross_entropy(logits, target * seen, reduction)
 
 # %% ../../nbs/papers/03_iccl.ipynb #51927b76
 class CentroidContrastLoss(nn.Module):
     "`centroid_contrast` with its hyper-parameters held."
     def __init__(self, temperature: float = 0.1, reduction: str = "mean"):
         super().__init__()
-        self.temperature, self.reduction = check_temperature(temperature), check_reduction(reduction)
+        self.temperature = check_temperature(temperature)
+        self.reduction = check_reduction(reduction)
 
     def forward(self, embeddings: Tensor, centroids: Tensor, labels_a: Tensor, labels_b: Tensor,
                 lam: float | Tensor) -> Tensor:
-        return centroid_contrast(embeddings, centroids, labels_a, labels_b, lam, self.temperature, self.reduction)
+        return centroid_contrast(embeddings, centroids, labels_a, labels_b, lam,
+                                 self.temperature, self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, reduction={self.reduction!r}"
 
 # %% ../../nbs/papers/03_iccl.ipynb #0e4022c1
 class ICCLTerms(NamedTuple):
@@ -108,103 +102,84 @@ class ICCLTerms(NamedTuple):
 
 # %% ../../nbs/papers/03_iccl.ipynb #9cd304c3
 class ICCLLoss(nn.Module):
-    "w_ce CE + w_it CE of blends + w_cc centroid loss of blends; a part whose input is None counts as 0."
-    def __init__(self, w_ce: float = 1.0, w_it: float = 1.0, w_cc: float = 1.0, temperature: float = 0.1):
+    "w_ce CE + w_it CE of blends + w_cc centroid loss of blends; what is not given counts as 0."
+    def __init__(self, w_ce: float = 1.0, w_it: float = 1.0, w_cc: float = 1.0,
+                 temperature: float = 0.1):
         super().__init__()
         for name, w in dict(w_ce=w_ce, w_it=w_it, w_cc=w_cc).items():
-            if not 0 <= w < math.inf: raise ValueError(f"{name} must be finite and >= 0, got {w}")
-        self.w_ce, self.w_it, self.w_cc, self.centroid = w_ce, w_it, w_cc, CentroidContrastLoss(temperature)
+            setattr(self, name, check_number(name, w, "finite and >= 0"))
+        self.centroid = CentroidContrastLoss(temperature)
+
+    def extra_repr(self) -> str: return f"w_ce={self.w_ce}, w_it={self.w_it}, w_cc={self.w_cc}"
 
     def forward(
-        self,
-        labels_a: Tensor,                        # [B]: of the clean images, and of the share lam of the blends
-        labels_b: Tensor | None = None,          # [B]: of the other share
+        self, labels_a: Tensor, labels_b: Tensor | None = None,    # [B]: of both shares of a blend
         lam: float | Tensor = 1.0,               # share of a: a number, or [B]
-        logits: Tensor | None = None,            # [B, C]: of the clean images
-        mixed_logits: Tensor | None = None,      # [B, C]: of the blends
+        logits: Tensor | None = None, mixed_logits: Tensor | None = None,  # [B, C]: clean, blends
         mixed_embeddings: Tensor | None = None,  # [B, D]: of the blends
         centroids: Tensor | None = None,         # [C, D]
-        ramp: float = 1.0,                       # of the centroid loss's weight, 0 to 1
-        embeddings: Tensor | None = None,        # [B, D]: of the clean images, to ask these for their centroid too
+        ramp: float = 1.0,                       # share of the centroid loss's weight, 0 to 1
+        embeddings: Tensor | None = None,        # [B, D]: ask clean images for their centroid too
     ) -> ICCLTerms:
-        labels_b = labels_a if labels_b is None else labels_b
+        b, w_cc = labels_a if labels_b is None else labels_b, self.w_cc * check_share("ramp", ramp)
         ce = mixed_ce = centroid = torch.zeros((), device=labels_a.device)
-        if logits is not None: ce = label_cross_entropy(logits, labels_a, labels_a, 1.0)
-        if mixed_logits is not None: mixed_ce = label_cross_entropy(mixed_logits, labels_a, labels_b, lam)
-        if mixed_embeddings is not None: centroid = self.centroid(mixed_embeddings, centroids, labels_a, labels_b, lam)
-        if embeddings is not None: centroid = centroid + self.centroid(embeddings, centroids, labels_a, labels_a, 1.0)
-        return ICCLTerms(self.w_ce * ce + self.w_it * mixed_ce + self.w_cc * ramp * centroid, ce, mixed_ce, centroid)
+        if logits is not None: ce = _label_cross_entropy(logits, labels_a, labels_a, 1.0)
+        if mixed_logits is not None: mixed_ce = _label_cross_entropy(mixed_logits, labels_a, b, lam)
+        ask = lambda z, other, share: self.centroid(z, centroids, labels_a, other, share)
+        if mixed_embeddings is not None: centroid = ask(mixed_embeddings, b, lam)
+        if embeddings is not None: centroid = centroid + ask(embeddings, labels_a, 1.0)
+        loss = self.w_ce * ce + self.w_it * mixed_ce + w_cc * centroid
+        return ICCLTerms(loss, ce, mixed_ce, centroid)
 
 # %% ../../nbs/papers/03_iccl.ipynb #76f8e00f
-def label_cross_entropy(logits: Tensor, labels_a: Tensor, labels_b: Tensor, lam: float | Tensor) -> Tensor:
+def _label_cross_entropy(logits: Tensor, labels_a: Tensor, labels_b: Tensor,
+                         lam: float | Tensor) -> Tensor:
     "Cross entropy against the mixed label, mean over the batch."
     logits = at_least_float32(logits)
-    return soft_target_cross_entropy(logits, mixed_target(labels_a, labels_b, lam, logits.shape[1], logits.dtype))
+    target = mixed_target(labels_a, labels_b, lam, logits.shape[1], logits.dtype)
+    return soft_target_cross_entropy(logits, target)
+
+# %% ../../nbs/papers/03_iccl.ipynb #e3467551
+_FirstDraw = Annotated[int, Bound("0: `resample` draws other images into a long tail",
+                                  lambda x: x == 0)]
 
 # %% ../../nbs/papers/03_iccl.ipynb #9cdde7ea
 @dataclass(frozen=True)
-class FeatureReadings:
-    "Readings of stage 1, with our defaults; U1 to U14 are the numbers of the table above."
-    gamma: float = 0.0                # U1: class-aware exponent; 0 class-balanced, 1 reversed
-    mix_alpha: float = 1.0            # U2: lam ~ Beta(alpha, alpha)
-    mix_per: str = "batch"            # U2: or "sample"
-    centroids: str = "ema"            # U3: or "epoch"
-    centroid_momentum: float = 0.99   # U3
-    centroid_start: str = "pass"      # U3: or "empty", every class unseen at first
-    use_aware: bool = False           # U4: class-aware images move the running mean too (one more pass)
-    w_ce: float = 1.0                 # U5, U6: 0 leaves a loss out, and a forward pass that nobody else needs
-    w_it: float = 1.0                 # U5, U6
-    w_cc: float = 1.0                 # U5, U6
-    cc_start_epochs: int = 1          # U6: epochs before the centroid loss begins
-    cc_ramp_epochs: int = 0           # U6: then its weight rises over so many epochs
-    cc_clean: bool = False            # U7
-    temperature: float = 0.1          # U8
-    head: str = "mlp2"                # U9
-    dim: int = 128                    # U9
-    forward: str = "two_pass"         # U13: or "concat", one pass of 2B
-    same_class_pairs: str = "keep"    # U14: or "redraw"
-    streams: str = "both"             # control: "agnostic" or "aware", one stream and no blends
-    interpolation: str = "beta"       # control: "none" is lam = 1, "coin" is lam 0 or 1
+class Readings(Settings):
+    "All readings with our defaults; U1 to U14 are the numbers of the table above."
+    gamma: Finite = 0.0                              # U1: class-aware; 0 balanced, 1 reversed
+    mix_alpha: Positive = 1.0                        # U2: lam ~ Beta(alpha, alpha)
+    mix_per: Literal["batch", "sample"] = "batch"    # U2
+    centroids: Literal["ema", "epoch"] = "ema"       # U3
+    centroid_momentum: Share = 0.99                  # U3
+    centroid_start: Literal["pass", "empty"] = "pass"    # U3: empty: every class unseen at first
+    use_aware: bool = False                          # U4: they move the mean too (one more pass)
+    w_ce: NonNegative = 1.0; w_it: NonNegative = 1.0; w_cc: NonNegative = 1.0   # U5, U6: 0: none
+    cc_start_epochs: Whole = 1; cc_ramp_epochs: Whole = 0    # U6: epochs without; of the ramp
+    cc_clean: bool = False                           # U7
+    temperature: Positive = 0.1                      # U8
+    head: Literal["mlp2", "linear", "none"] = "mlp2"; dim: Count = 128    # U9
+    forward: Literal["two_pass", "concat"] = "two_pass"        # U13: concat: one pass of 2B
+    same_class_pairs: Literal["keep", "redraw"] = "keep"       # U14
+    streams: Literal["both", "agnostic", "aware"] = "both"     # control: one stream, no blends
+    interpolation: Literal["beta", "none", "coin"] = "beta"    # control: lam 1; lam 0 or 1
+    stage2: Literal["crt", "lws", "tau_norm", "none"] = "crt"  # U10
+    stage2_gamma: Finite = 0.0                       # U10
+    stage2_warm_start: bool = False                  # U10: keep the classifier of stage 1
+    tau_norm: NonNegative = 1.0                      # U10: power of a class vector's length
+    backbone: str = "resnet32"                       # U11
+    shrink: Count = 1                                # U11: mean over squares of so many pixels
+    aug: Literal["protocol", "plain", "strong"] = "protocol"   # U11
+    data_seed: _FirstDraw = 0                        # U12
+    report: Literal["last", "best"] = "last"         # U12: the best epoch beside the last
 
 # %% ../../nbs/papers/03_iccl.ipynb #d93087c4
-@dataclass(frozen=True)
-class Readings(FeatureReadings):
-    "All readings: those of stage 1, of stage 2 and of the protocol."
-    stage2: str = "crt"               # U10: or "lws", "tau_norm", "none"
-    stage2_gamma: float = 0.0         # U10
-    stage2_warm_start: bool = False   # U10: keep the classifier of stage 1
-    tau_norm: float = 1.0             # U10: power of the length of a class vector
-    backbone: str = "resnet32"        # U11
-    shrink: int = 1                   # U11: images are averaged over squares of so many pixels first (small budgets)
-    aug: str = "protocol"             # U11: or "plain", "strong"
-    data_seed: int = 0                # U12: which images make the long tail
-    report: str = "last"              # U12: or "best", the best epoch's accuracy beside the last one's
-
-# %% ../../nbs/papers/03_iccl.ipynb #3f46b6ca
-OPTIONS = {
-    "mix_per": ("batch", "sample"), "centroids": ("ema", "epoch"), "centroid_start": ("pass", "empty"),
-    "stage2": ("crt", "lws", "tau_norm", "none"), "aug": ("protocol", "plain", "strong"), "report": ("last", "best"),
-    "forward": ("two_pass", "concat"), "same_class_pairs": ("keep", "redraw"),
-    "streams": ("both", "agnostic", "aware"), "interpolation": ("beta", "none", "coin")}
-
-def check_readings(readings: Readings):
-    for name, allowed in OPTIONS.items():
-        value = getattr(readings, name)
-        if value not in allowed: raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-    if not 0 < readings.mix_alpha < math.inf:
-        raise ValueError(f"mix_alpha must be > 0 and finite, got {readings.mix_alpha}")
-    for name, least in dict(shrink=1, dim=1, cc_start_epochs=0, cc_ramp_epochs=0).items():
-        value = getattr(readings, name)
-        if not (isinstance(value, int) and value >= least):
-            raise ValueError(f"{name} must be a whole number >= {least}, got {value}")
-    for name in ("gamma", "stage2_gamma"):
-        if not math.isfinite(getattr(readings, name)):
-            raise ValueError(f"{name} must be finite, got {getattr(readings, name)}")
-    if not 0 <= readings.tau_norm < math.inf:
-        raise ValueError(f"tau_norm must be finite and >= 0, got {readings.tau_norm}")
-    if readings.streams != "both" and (readings.w_it or readings.w_cc):
-        raise ValueError(f"w_it and w_cc must be 0 with one stream, got {readings.w_it} and {readings.w_cc}")
-    if not readings.w_ce + readings.w_it + readings.w_cc:
+@patch
+def check(self: Readings):
+    if self.streams != "both" and (self.w_it or self.w_cc):
+        raise ValueError("w_it and w_cc must be 0 with one stream, "
+                         f"got {self.w_it} and {self.w_cc}")
+    if not self.w_ce + self.w_it + self.w_cc:
         raise ValueError("w_ce, w_it or w_cc must be > 0, got 0, 0 and 0")
 
 # %% ../../nbs/papers/03_iccl.ipynb #8f7c21c3
@@ -216,154 +191,179 @@ def draw_shares(
     generator: torch.Generator | None = None,
     device=None,
 ) -> Tensor:                     # [n], in [0, 1]
-    "Mixing shares of a batch. `none` is 1 everywhere; `coin` is 0 or 1, what Beta becomes as alpha goes to 0."
+    """Mixing shares of a batch.
+
+    `none` is 1 everywhere; `coin` is 0 or 1, what Beta becomes as alpha goes to 0."""
     m = 1 if per == "batch" else n
     if kind == "none": return torch.ones(n, device=device)
-    if kind == "coin": lam = (torch.rand(m, generator=generator, device=device) < 0.5).float()
-    elif alpha == 1: lam = torch.rand(m, generator=generator, device=device)
-    else:
-        seed = int(torch.randint(2**32, (), generator=generator, device=device))
-        lam = torch.from_numpy(random_stream(seed).beta(alpha, alpha, m)).float().to(device)
-    return lam.expand(n)
+    uniform = lambda: torch.rand(m, generator=generator, device=device)
+    if kind == "coin": return (uniform() < 0.5).float().expand(n)
+    if alpha == 1: return uniform().expand(n)
+    stream = random_stream(draw_seed(generator, 2**32))
+    lam = torch.from_numpy(stream.beta(alpha, alpha, m))
+    return lam.float().to(device).expand(n)
 
 # %% ../../nbs/papers/03_iccl.ipynb #5a0a00f3
-def protocol_views(data: str, aug: str = "protocol") -> Augment:
-    "Views as long-tail work draws them; \"strong\" are those of `augment_for`."
-    kind = data.split("-")[0].split(":")[0]
-    ours = ("shapes", "cifar10", "cifar100", "imagenet", "inat2018")
-    if aug == "strong" or kind not in ours: return augment_for(data)
-    if kind == "imagenet": return Augment(flip=True, jitter=(0.4, 0.4, 0.4, 0.0), jitter_p=1.0, **IMAGENET)
-    if kind == "inat2018": return Augment(flip=True, mean=(0.466, 0.471, 0.380), std=(0.195, 0.194, 0.192))
-    known = PRESETS["cifar10" if kind == "cifar100" else kind]
-    return Augment(crop=("pad", 4), flip=True, mean=known["mean"], std=known["std"], pad_mode="zeros")
+def protocol_views(data: str | Profile, aug: str = "protocol") -> Augment:
+    'Views as long-tail work draws them; "strong" are those of `augment_for`.'
+    profile = profile_of(data)
+    family, colours = profile.family, dict(mean=profile.mean, std=profile.std)
+    if family not in _PROTOCOL or aug == "strong": return augment_for(profile)
+    if family == "imagenet":
+        return Augment(flip=True, jitter=(0.4, 0.4, 0.4, 0.0), jitter_p=1.0, **colours)
+    if family == "inat2018":
+        return Augment(flip=True, mean=(0.466, 0.471, 0.380), std=(0.195, 0.194, 0.192))
+    known = PROFILES["cifar10"] if family == "cifar100" else profile
+    return Augment(crop=("pad", 4), flip=True, mean=known.mean, std=known.std, pad_mode="zeros")
+
+_PROTOCOL = "shapes", "cifar10", "cifar100", "imagenet", "inat2018"
 
 # %% ../../nbs/papers/03_iccl.ipynb #5136ec18
-class ICCLModel(Method):
-    "Network, centroids and loss of one stage."
+class ICCL(Method):
+    "The method of this chapter: stage 1 learns features, stage 2 a balanced classifier on them."
     name = "iccl"
 
-    def __init__(self, num_classes: int, data: str, readings: Readings = Readings(), stage: int = 1):
-        super().__init__(num_classes=num_classes, data=data, stage=stage, **asdict(readings))
-        check_readings(readings)
-        self.readings, self.stage, self.epoch, self.latest, self.watched = readings, stage, 0, None, None
+    def __init__(self, num_classes: int, data: str | Profile, readings: Readings = Readings(),
+                 stage: int = 1):
+        profile = profile_of(data)
+        super().__init__(num_classes=num_classes, data=profile.name, stage=stage,
+                         **asdict(readings))
+        self.profile, self.readings, self.stage = profile, readings, stage
+        self.epoch, self.latest, self.watched = 0, None, None
         self.uses_cc = readings.w_cc > 0 and stage == 1
-        body = shrunk(backbone(readings.backbone), readings.shrink)
-        self.network = Network(body, num_classes, readings.head if self.uses_cc else "none", readings.dim)
-        width = readings.dim if readings.head != "none" else body.num_features
-        self.centroids = ClassCentroids(num_classes, width, readings.centroid_momentum) if self.uses_cc else None
-        self.register_buffer("prepared", torch.tensor(-1))   # the last epoch that `before_epoch` has served
-        self.register_buffer("best", torch.tensor(0.0))      # best accuracy on `watched` images, if there are any
-        self.augment = protocol_views(data, readings.aug)
+        self.augment = protocol_views(profile, readings.aug)
         self.loss = ICCLLoss(readings.w_ce, readings.w_it, readings.w_cc, readings.temperature)
-        self.scales = nn.Parameter(torch.ones(num_classes)) if stage == 2 and readings.stage2 == "lws" else None
-        if stage == 2: body.requires_grad_(False)
-        if self.scales is not None: self.network.classifier.requires_grad_(False)
+        self._build(num_classes)
+        self.register_buffer("prepared", torch.tensor(-1))   # the last epoch that was prepared
+        self.register_buffer("best", torch.tensor(0.0))      # best accuracy on `watched` images
 
     def train(self, mode: bool = True):
         super().train(mode)
-        if self.stage == 2: self.network.backbone.eval()     # BatchNorm keeps the statistics of stage 1
+        if self.stage == 2: self.network.backbone.eval()     # BatchNorm stays as in stage 1
         return self
 
+# %% ../../nbs/papers/03_iccl.ipynb #9e543324
+@patch
+def _build(self: ICCL, num_classes: int):
+    "The network, centroids where the loss asks for them, and what stage 2 freezes or adds."
+    r, second = self.readings, self.stage == 2
+    body = shrunk(backbone(r.backbone), r.shrink)
+    self.network = Network(body, num_classes, r.head if self.uses_cc else "none", r.dim)
+    self.centroids = self.scales = None
+    if self.uses_cc:
+        width = r.dim if r.head != "none" else body.num_features
+        self.centroids = ClassCentroids(num_classes, width, r.centroid_momentum)
+    if second: body.requires_grad_(False)
+    if second and r.stage2 == "lws":
+        self.scales = nn.Parameter(torch.ones(num_classes))
+        self.network.classifier.requires_grad_(False)
+
 # %% ../../nbs/papers/03_iccl.ipynb #5049c1a5
-class ICCLMemory(ICCLModel):
-    "What is computed from whole images and whole epochs: answers, centroids, their weight."
-    @torch.no_grad()
-    def output(self, images: Tensor):
-        "Features, logits and embeddings of un-augmented `images`."
-        out = self.network.eval()(self.augment.plain(images.to(self.prepared.device)))
-        return out if self.scales is None else out._replace(logits=out.logits * self.scales)
+@patch
+@torch.no_grad()
+def output(self: ICCL, images: Tensor):
+    "Features, logits and embeddings of un-augmented `images`."
+    out = self.network.eval()(self.augment.plain(images.to(self.prepared.device)))
+    return out if self.scales is None else out._replace(logits=out.logits * self.scales)
 
-    def predict(self, images: Tensor) -> Tensor: return self.output(images).logits
+@patch
+def predict(self: ICCL, images: Tensor) -> Tensor: return self.output(images).logits
 
-    def ramp(self) -> float:
-        "Share of the centroid loss's weight in this epoch."
-        after = self.epoch - self.readings.cc_start_epochs
-        return 0.0 if after < 0 else min(1.0, (after + 1) / max(self.readings.cc_ramp_epochs, 1))
-
-    def before_epoch(self, data, epoch: int):
-        self.epoch = epoch
-        if int(self.prepared) == epoch: return               # resumed in its middle: centroids stay
-        self.prepared.fill_(epoch)
-        if self.watched is not None and epoch: watch(self)
-        start = epoch == self.readings.cc_start_epochs and self.readings.centroid_start == "pass"
-        if self.uses_cc and (start or (self.readings.centroids == "epoch" and self.ramp())):
-            self.centroids.from_dataset(embed_all(self, data), data.labels)
-
-    def after_step(self, step: int):
-        if self.uses_cc and self.readings.centroids == "ema" and self.ramp():
-            self.centroids.update(*map(in_batch_order, self.latest))
+@patch
+def ramp(self: ICCL) -> float:
+    "Share of the centroid loss's weight in this epoch."
+    after = self.epoch - self.readings.cc_start_epochs
+    return 0.0 if after < 0 else min(1.0, (after + 1) / max(self.readings.cc_ramp_epochs, 1))
 
 # %% ../../nbs/papers/03_iccl.ipynb #33929ec0
-def embed_all(method: ICCLMemory, data) -> Tensor:
-    "Embeddings [N, D] of un-augmented images in evaluation mode; every process computes its share and gets all."
-    rank, world = process_group()
-    of = lambda images: method.output(images).embeddings
-    if world == 1: return predict(of, data)
-    mine = torch.arange(rank, len(data), world)
-    part = predict(of, data.subset(mine))
-    whole = part.new_zeros(len(data), part.shape[1])
-    whole[mine.to(whole.device)] = part
-    dist.all_reduce(whole)
-    return whole
+@patch
+def before_epoch(self: ICCL, data, epoch: int):
+    self.epoch, r = epoch, self.readings
+    if int(self.prepared) == epoch: return               # resumed in its middle: centroids stay
+    self.prepared.fill_(epoch)
+    if self.watched is not None and epoch: self.watch()
+    start = epoch == r.cc_start_epochs and r.centroid_start == "pass"
+    if self.uses_cc and (start or (r.centroids == "epoch" and self.ramp())):
+        embed = lambda images: self.output(images).embeddings
+        self.centroids.from_dataset(embed_all(embed, data), data.labels)
+
+@patch
+def after_step(self: ICCL, step: int):
+    if self.uses_cc and self.readings.centroids == "ema" and self.ramp():
+        self.centroids.update(*map(_in_batch_order, self.latest))
 
 # %% ../../nbs/papers/03_iccl.ipynb #87b8a911
-def in_batch_order(x: Tensor) -> Tensor:
-    "The rows of all processes as they stand in the whole batch, of which process r has the rows r, r + world, ..."
+def _in_batch_order(x: Tensor) -> Tensor:
+    "The rows of all processes as they stand in the whole batch: row i is of process i % world."
     world = process_group()[1]
     return gather_with_gradient(x).unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1)
 
+@patch
 @torch.no_grad()
-def watch(method: ICCLMemory):
+def watch(self: ICCL):
     "Remember the best accuracy on the images that are watched; it is reported, never acted on."
-    scores = predict(method.predict, method.watched)
-    method.best.clamp_(min=accuracy(scores, method.watched.labels.to(scores.device)))
+    scores = predict(self.predict, self.watched)
+    self.best.clamp_(min=accuracy(scores, self.watched.labels.to(scores.device)))
 
 # %% ../../nbs/papers/03_iccl.ipynb #599d0b8e
-class ICCL(ICCLMemory):
-    "The method of this chapter: stage 1 learns features, stage 2 a balanced classifier on them."
-    def epoch_indices(self, labels: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
-        "int64 [steps, streams, batch_size]: the class-agnostic stream, the class-aware one, or both."
-        r, gamma = self.readings, self.readings.stage2_gamma if self.stage == 2 else self.readings.gamma
-        order = two_stream_indices(labels, batch_size, gamma, generator)
-        if self.stage == 2 or r.streams == "aware": return order[:, 1:]
-        if r.streams == "agnostic": return order[:, :1]
-        return redraw_pairs(order, labels, gamma, generator) if r.same_class_pairs == "redraw" else order
+@patch
+def epoch_indices(self: ICCL, labels: Tensor, batch_size: int,
+                  generator: torch.Generator) -> Tensor:
+    "int64 [steps, streams, batch_size]: class-agnostic, class-aware, or both."
+    r = self.readings
+    gamma = r.stage2_gamma if self.stage == 2 else r.gamma
+    order = two_stream_indices(labels, batch_size, gamma, generator)
+    if self.stage == 2 or r.streams == "aware": return order[:, 1:]
+    if r.streams == "agnostic": return order[:, :1]
+    if r.same_class_pairs == "keep": return order
+    return redraw_pairs(order, labels, gamma, generator)
 
-    def view(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        return self.augment.plain(images) if self.readings.aug == "plain" else self.augment(images, generator)
+# %% ../../nbs/papers/03_iccl.ipynb #5e38c0d5
+@patch
+def view(self: ICCL, images: Tensor, generator: torch.Generator) -> Tensor:
+    if self.readings.aug == "plain": return self.augment.plain(images)
+    return self.augment(images, generator)
 
-    def forward(self, batch, step: int, generator: torch.Generator) -> ICCLTerms:
-        clean, y, r = self.view(batch.images[0], generator), batch.labels, self.readings
-        if self.stage == 2: return rebalance(self, clean, y[0])
-        if len(y) == 1: return self.loss(y[0], logits=self.network(clean).logits)
-        aware = self.view(batch.images[1], generator)
-        lam = draw_shares(len(clean), r.mix_alpha, r.mix_per, r.interpolation, generator, clean.device)
-        seen, blend = passes(self, clean, mixup(clean, aware, lam))
-        logits, mixed = (None if out is None else out.logits for out in (seen, blend))
-        if not self.uses_cc: return self.loss(y[0], y[1], lam, logits, mixed)
-        self.latest = samples(self, seen.embeddings, aware, y)
-        return self.loss(y[0], y[1], lam, logits, mixed, blend.embeddings, self.centroids.centroids, self.ramp(),
-                         seen.embeddings if r.cc_clean else None)
+@patch
+def forward(self: ICCL, batch: Batch, step: int, generator: torch.Generator) -> ICCLTerms:
+    clean, y, r = self.view(batch.images[0], generator), batch.labels, self.readings
+    if self.stage == 2: return self._rebalance(clean, y[0])
+    if len(y) == 1: return self.loss(y[0], logits=self.network(clean).logits)
+    aware = self.view(batch.images[1], generator)
+    lam = draw_shares(len(clean), r.mix_alpha, r.mix_per, r.interpolation, generator,
+                      clean.device)
+    seen, blend = self._outputs(clean, mixup(clean, aware, lam))
+    logits, mixed = (None if out is None else out.logits for out in (seen, blend))
+    if not self.uses_cc: return self.loss(y[0], y[1], lam, logits, mixed)
+    self.latest = self._samples(seen.embeddings, aware, y)
+    return self.loss(y[0], y[1], lam, logits, mixed, blend.embeddings,
+                     self.centroids.centroids, self.ramp(),
+                     seen.embeddings if r.cc_clean else None)
 
 # %% ../../nbs/papers/03_iccl.ipynb #79bf2d86
-def passes(method: ICCL, clean: Tensor, blend: Tensor):
-    "Outputs of clean images and of blends; None for what nobody needs."
-    r, network = method.readings, method.network
-    if not (r.w_ce or method.uses_cc): return None, network(blend)
-    if not (r.w_it or method.uses_cc): return network(clean), None
+@patch
+def _outputs(self: ICCL, clean: Tensor, blend: Tensor):
+    "What the network says about clean images and about blends; None for what nobody needs."
+    r, network = self.readings, self.network
+    if not (r.w_ce or self.uses_cc): return None, network(blend)
+    if not (r.w_it or self.uses_cc): return network(clean), None
     if r.forward == "two_pass": return network(clean), network(blend)
     out = network(torch.cat([clean, blend]))
     return tuple(type(out)(*part) for part in zip(*(x.chunk(2) for x in out)))
 
-def samples(method: ICCL, embeddings: Tensor, aware: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    "Embeddings and labels that move the running mean: clean images of the first stream, on request of the second too."
-    if not method.readings.use_aware: return embeddings.detach(), y[0]
-    with torch.no_grad(): more = method.network(aware).embeddings
+@patch
+def _samples(self: ICCL, embeddings: Tensor, aware: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    "What moves the running mean: clean images of the first stream, on request of the second too."
+    if not self.readings.use_aware: return embeddings.detach(), y[0]
+    with torch.no_grad(): more = self.network(aware).embeddings
     return torch.cat([embeddings.detach(), more]), y.flatten()
 
 # %% ../../nbs/papers/03_iccl.ipynb #538551ad
-def redraw_pairs(order: Tensor, labels: Tensor, gamma: float, generator: torch.Generator) -> Tensor:
-    "Draw the class-aware image again until its class differs from its partner's; a lone class stays as it is."
+def redraw_pairs(order: Tensor, labels: Tensor, gamma: float,
+                 generator: torch.Generator) -> Tensor:
+    """Draw the class-aware image again until its class differs from its partner's.
+
+    A lone class stays as it is."""
     if len(labels.unique()) == 1: return order
     sampler, order = ClassAwareSampler(labels, gamma), order.clone()
     while (same := labels[order[:, 0]] == labels[order[:, 1]]).any():
@@ -372,215 +372,29 @@ def redraw_pairs(order: Tensor, labels: Tensor, gamma: float, generator: torch.G
 
 # %% ../../nbs/papers/03_iccl.ipynb #d9589ab5
 def second_stage(method: ICCL) -> ICCL:
-    "A stage-2 method on the frozen features of `method`: without projection head, with a classifier to be learnt."
-    r, c = method.readings, method.config
-    following = ICCL(c["num_classes"], c["data"], r, stage=2)
+    """The method of stage 2 on the frozen features of `method`.
+
+    It has no projection head, and a classifier to be learnt."""
+    r = method.readings
+    following = ICCL(method.config["num_classes"], method.profile, r, stage=2)
     following.network.backbone.load_state_dict(method.network.backbone.state_dict())
     old, new = method.network.classifier, following.network.classifier
     if r.stage2 != "crt" or r.stage2_warm_start: new.load_state_dict(old.state_dict())
     if r.stage2 == "tau_norm": normalize_classifier(new, r.tau_norm)
     return following.to(method.prepared.device)
 
-def rebalance(method: ICCL, views: Tensor, labels: Tensor) -> ICCLTerms:
+@patch
+def _rebalance(self: ICCL, views: Tensor, labels: Tensor) -> ICCLTerms:
     "Cross entropy of the classifier on frozen features."
-    with torch.no_grad(): features = method.network.backbone(views)
-    logits = method.network.classifier(features)
-    ce = F.cross_entropy(at_least_float32(logits if method.scales is None else logits * method.scales), labels)
+    with torch.no_grad(): features = self.network.backbone(views)
+    logits = self.network.classifier(features)
+    if self.scales is not None: logits = logits * self.scales
+    ce = F.cross_entropy(at_least_float32(logits), labels)
     return ICCLTerms(ce, ce, torch.zeros_like(ce), torch.zeros_like(ce))
 
 @torch.no_grad()
 def normalize_classifier(classifier: nn.Linear, tau: float):
     "Divide every class vector by its length to the power `tau`, and drop the bias: no training."
-    classifier.weight /= classifier.weight.norm(dim=1, keepdim=True).clamp(min=1e-12) ** tau
+    lengths = classifier.weight.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    classifier.weight /= lengths ** tau
     classifier.bias.zero_()
-
-# %% ../../nbs/papers/03_iccl.ipynb #3303c59d
-EQUAL = "CE, equal compute"
-FULL = "ICCL"
-PLAIN_CE = dict(w_it=0.0, w_cc=0.0, streams="agnostic", stage2="none")
-VARIANTS = {   # rungs as changes of the readings
-    "CE":                       PLAIN_CE,
-    EQUAL:                      PLAIN_CE,
-    "CE, balanced sampling":    dict(PLAIN_CE, streams="aware"),
-    "CE + cRT":                 dict(PLAIN_CE, stage2="crt"),
-    "mixup + cRT":              dict(w_ce=0.0, w_cc=0.0),
-    "ICCL, no centroid loss":   dict(w_cc=0.0),
-    "ICCL, no interpolation":   dict(interpolation="none"),
-    FULL:                       dict(),
-}
-
-# %% ../../nbs/papers/03_iccl.ipynb #5feeeac0
-@dataclass(frozen=True)
-class Recipe:
-    "How a data set is trained at a budget: every variant's network moves for the same number of steps."
-    budget: Budget     # stage 1
-    second: Budget     # stage 2: the classifier alone
-    readings: Readings
-    test_stride: int = 1  # evaluate on every so-many-th test image
-
-    @property
-    def passes(self) -> int:
-        "Epochs of cross entropy in which as many images go through the network as in all of this recipe."
-        r, e = self.readings, self.budget.epochs
-        each = bool(r.w_ce or r.w_cc) + bool(r.w_it or r.w_cc) + bool(r.use_aware and r.w_cc)
-        full = 0 if not r.w_cc else 1 if r.centroids == "ema" else max(0, e - r.cc_start_epochs)
-        return each * e + full + (self.second.epochs if r.stage2 in ("crt", "lws") else 0)
-
-# %% ../../nbs/papers/03_iccl.ipynb #1da947f3
-CPU = {"digits": (40, 32, 0.1, 1, 1), "shapes": (48, 32, 0.1, 2, 2)}  # chosen on validation images
-
-def recipe(data: str, budget: str, **changes) -> Recipe:
-    "The recipe for a data set at a budget; `changes` are readings to vary."
-    if budget not in ("smoke", "cpu", "gpu"): raise ValueError(f"budget must be smoke, cpu or gpu, got {budget!r}")
-    kind = data.split("-")[0].split(":")[0]
-    if budget == "gpu": return gpu_recipe(kind, **changes)
-    epochs, batch, lr, warmup, shrink = CPU.get(kind, (10, 64, 0.1, 1, 2))
-    if budget == "smoke": epochs, warmup = 4, 1
-    first = Budget(budget, epochs, batch, lr=lr, warmup_epochs=warmup)
-    second = replace(first, epochs=max(2, min(10, epochs // 4)), lr=0.1, warmup_epochs=0.0)
-    readings = replace(Readings(backbone="resnet8", shrink=shrink, centroid_momentum=0.9), **changes)
-    return Recipe(first, second, readings, test_stride=4 if budget == "smoke" else 1 if kind in CPU else 5)
-
-# %% ../../nbs/papers/03_iccl.ipynb #1e029491
-def gpu_recipe(kind: str, **changes) -> Recipe:
-    "Published protocols: LDAM's for small images (stage 2: BagofTricks-LT's), Kang's for ImageNet-LT and iNaturalist."
-    if kind in ("imagenet", "inat2018"):
-        backbone, decay, epochs = ("resnext50_32x4d", 5e-4, 10) if kind == "imagenet" else ("resnet50", 1e-4, 30)
-        first = Budget("gpu", 90, 512, lr=0.2, nesterov=False, weight_decay=decay, precision="bf16")
-        return Recipe(first, replace(first, epochs=epochs), replace(Readings(backbone=backbone), **changes))
-    first = Budget("gpu", 200, 128, lr=0.1, nesterov=False, weight_decay=2e-4, schedule="step", warmup_epochs=5,
-                   milestones=(160 / 200, 180 / 200), gamma=0.01)      # x 0.01, then x 0.0001
-    second = Budget("gpu", 30, 128, lr=0.1, nesterov=False, weight_decay=5e-4, schedule="step",
-                    milestones=(10 / 30, 20 / 30), gamma=0.1)
-    return Recipe(first, second, replace(Readings(), **changes))
-
-# %% ../../nbs/papers/03_iccl.ipynb #10681f62
-def training_images(data: str, seed: int = 0):
-    "The training split; another `seed` draws other images into a long tail."
-    base, tail, factor = data.partition("-lt:")
-    if not (tail and seed): return load(data, "train")
-    whole = load(base, "train")
-    return replace(whole.subset(long_tail_indices(whole.labels, float(factor), seed)), name=f"{data}, seed {seed}")
-
-# %% ../../nbs/papers/03_iccl.ipynb #9eac48f0
-def train_method(variant: str, data: str, budget: str, seed: int, folder=None, callback=None, **changes):
-    "Train one rung in its stages, continuing from checkpoints in `folder`; its methods, their histories, its recipe."
-    if variant not in VARIANTS: raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
-    plan = recipe(data, budget, **{**VARIANTS[variant], **changes})
-    if variant == EQUAL: plan = replace(plan, budget=replace(plan.budget, epochs=recipe(data, budget).passes))
-    r, images = plan.readings, training_images(data, plan.readings.data_seed)
-    methods, histories = [], []
-    def run(stage: int, method: ICCL, schedule: Budget, train: bool = True):
-        methods.append(method)
-        method.watched = load(data, "test") if r.report == "best" else None
-        place = Path(folder) / f"stage{stage}" if folder else None
-        if train: histories.append(fit(method, images, schedule, step_seed(seed, stage - 1), place, callback=callback))
-        if train and method.watched is not None: watch(method)
-    torch.manual_seed(step_seed(seed, 1))
-    run(1, ICCL(images.num_classes, data, r), plan.budget)
-    torch.manual_seed(step_seed(seed, 2))
-    if r.stage2 != "none": run(2, second_stage(methods[0]), plan.second, r.stage2 in ("crt", "lws"))
-    return methods, histories, plan
-
-# %% ../../nbs/papers/03_iccl.ipynb #d465127b
-def shot_thresholds(counts: Tensor) -> tuple[int, int]:
-    "Kang's (100, 20) from 100 classes on, or where all three groups have a class; else thirds of the classes by size."
-    if len(counts) >= 100 or len(shot_groups(counts).unique()) == 3: return 100, 20
-    ranked, third = counts.sort(descending=True).values.tolist(), max(1, len(counts) // 3)
-    return ranked[third] if len(ranked) > third else 0, ranked[-third - 1] if len(ranked) > third else 0
-
-# %% ../../nbs/papers/03_iccl.ipynb #5f9b7047
-def group_confusion(scores: Tensor, labels: Tensor, counts: Tensor, many: int = 100, few: int = 20) -> Tensor:
-    "[3, 3]: share of the images of many, medium and few classes (rows) called a class of each (columns); NaN if none."
-    group = shot_groups(counts, many, few)
-    table = confusion(scores.cpu(), labels.cpu()).double()
-    member = F.one_hot(group, 3).double()
-    pooled = member.T @ table @ member
-    return pooled / pooled.sum(1, keepdim=True)
-
-# %% ../../nbs/papers/03_iccl.ipynb #ced4030e
-def nearest_centroid(embeddings: Tensor, centroids: Tensor) -> Tensor:
-    "Cosines [N, C] with the centroids; a class without one can never be chosen."
-    return cosine_logits(embeddings, centroids, 1.0).masked_fill(~centroids.any(1), -math.inf)
-
-# %% ../../nbs/papers/03_iccl.ipynb #0ea08793
-MAP_IMAGES = 600  # about so many test images, evenly spaced, keep their features for maps
-
-def evaluate(methods: list[ICCL], test, train) -> tuple[dict, dict]:
-    "Metrics of the last stage on `test`, some of the first beside them; the arrays that pictures need."
-    last, width = methods[-1], methods[-1].network.backbone.num_features
-    out = predict(lambda images: torch.cat(last.output(images)[:2], 1), test).float().cpu()
-    features, scores, labels = out[:, :width], out[:, width:].softmax(1), test.labels.cpu()
-    known = predict(lambda images: last.output(images).features, train).float().cpu()
-    counts, centroids = train.counts().cpu(), mean_centroids(known, train.labels.cpu(), train.num_classes)
-    stage1 = predict(methods[0].predict, test).float().cpu() if len(methods) > 1 else scores
-    shots = counts, *shot_thresholds(counts)
-    metrics = {"top1": accuracy(scores, labels), **group_accuracy(scores, labels, *shots),
-               "top1_stage1": accuracy(stage1, labels), "few_stage1": group_accuracy(stage1, labels, *shots)["few"],
-               "ncm": accuracy(nearest_centroid(features, centroids), labels),
-               "ece": expected_calibration_error(scores, labels)}
-    if last.readings.report == "best": metrics["top1_best"] = max(float(last.best), metrics["top1"])
-    tail, truth = shot_groups(*shots)[labels] == 2, getattr(test, "truth", {})
-    if "subclass" in truth and tail.any():
-        metrics["few_purity"] = subclass_purity(features[tail], labels[tail], truth["subclass"].cpu()[tail])
-    shown = torch.arange(0, len(labels), max(1, len(labels) // MAP_IMAGES))
-    arrays = {"scores": scores, "labels": labels, "counts": counts, "centroids": centroids,
-              "group_confusion": group_confusion(scores, labels, *shots),
-              "features": features[shown], "map_labels": labels[shown]}
-    if "subclass" in truth: arrays["map_subclass"] = truth["subclass"].cpu()[shown]
-    metrics = {k: round(float(v), 6) for k, v in metrics.items() if not math.isnan(v)}
-    return metrics, {k: v.numpy() for k, v in arrays.items()}
-
-# %% ../../nbs/papers/03_iccl.ipynb #9763b190
-def subclass_purity(features: Tensor, labels: Tensor, subclass: Tensor, k: int = 10) -> float:
-    "Share of the `k` nearest images of the same class that are of the same sub-class, mean over images."
-    hits = []
-    for c in labels.unique():
-        z, s = features[labels == c], subclass[labels == c]
-        votes = knn_scores(z, s, z, k, temperature=1e6, exclude_self=True)    # equal votes
-        hits.append(votes.gather(1, s[:, None]).squeeze(1))
-    return float(torch.cat(hits).mean())
-
-# %% ../../nbs/papers/03_iccl.ipynb #e32c4dac
-LOSSES = tuple(f"arcbook.papers.iccl.{name}" for name in (
-    "mixed_target", "centroid_contrast", "ICCLLoss", "label_cross_entropy", "ICCLModel", "ICCLMemory", "ICCL", "passes",
-    "samples", "draw_shares", "second_stage", "rebalance", "protocol_views"))
-LOSSES += ("arcbook.contrast.cosine_logits", "arcbook.contrast.soft_target_cross_entropy", "arcbook.contrast.normalize",
-           "arcbook.memory.ema_centroids", "arcbook.memory.mean_centroids", "arcbook.sampling.two_stream_indices",
-           "arcbook.sampling.ClassAwareSampler", "arcbook.views.mixup")   # a record keeps the hashes of all these
-
-# %% ../../nbs/papers/03_iccl.ipynb #94814a1c
-def train(variant: str, data: str, budget: str, seed: int, folder=None) -> Outcome:
-    "Train one rung and evaluate it on the test split: what `arcbook run` calls for each row and seed."
-    methods, histories, plan = train_method(variant, data, budget, seed, folder)
-    images, test = training_images(data, plan.readings.data_seed), load(data, "test")
-    test = test.subset(torch.arange(0, len(test), plan.test_stride))
-    metrics, arrays = evaluate(methods, test, images)
-    terms = {name: thin(histories[0][name]) for name in histories[0].names}
-    if len(histories) > 1: terms["ce_stage2"] = thin(histories[1]["ce"])
-    second = {f"second_{k}": v for k, v in asdict(plan.second).items() if k in ("epochs", "lr", "weight_decay")}
-    return Outcome(RunRecord(
-        paper="iccl", variant=variant, data=data, split=images.digest(), budget=asdict(plan.budget) | second, seed=seed,
-        metrics=metrics, method=methods[0].config, terms=terms, source=sources(*LOSSES), test_split=test.digest(),
-        note=f"every {plan.test_stride}th test image" if plan.test_stride > 1 else "", device=histories[0].device,
-        seconds=sum(h.seconds for h in histories), peak_memory=max(h.peak_memory for h in histories)), arrays)
-
-# %% ../../nbs/papers/03_iccl.ipynb #34055ff0
-EXPERIMENT = Experiment(
-    "iccl", "ICCL", "papers/03_iccl.ipynb", "digits-lt:20", tuple(VARIANTS), train,
-    shorthand={"shapes": "shapes-lt:20", "digits": "digits-lt:20", "cifar100": "cifar100-lt:100",
-               "cifar10": "cifar10-lt:100"})
-
-# %% ../../nbs/papers/03_iccl.ipynb #c12a7b49
-def draw_groups(records, out):
-    "Accuracy of many, medium and few classes, a row per variant, a dot per seed."
-    import matplotlib.pyplot as plt
-    from arcbook.experiments import draw_ladder
-    fig, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained", sharey=True)
-    for ax, name in zip(axes, ("many", "medium", "few")):
-        draw_ladder(records, EXPERIMENT.variants, name, ax, f"{name} shots")
-        ax.set(xlim=(-0.03, 1.03), xlabel="accuracy (bar: mean over seeds)")
-    return fig
-
-# %% ../../nbs/papers/03_iccl.ipynb #c13f23de
-FIGURES = (draw_groups,)   # of `arcbook run`, beside the ladder
