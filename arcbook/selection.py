@@ -93,7 +93,8 @@ def _ranked(features: Tensor, at: Tensor, candidates: Tensor, allowed: Tensor) -
     candidates, order = candidates.sort(1)
     barred = ~allowed.gather(1, order)
     apart = lambda a, c: _double(features[c]).sub_(features[a, None]).square_().sum(2)
-    size = max(2**18 // (candidates.shape[1] * features.shape[1]), 1)     # so many rows at a time
+    cells = 2**18 if features.device.type == "cpu" else 2**24
+    size = max(cells // (candidates.shape[1] * features.shape[1]), 1)     # so many rows at a time
     with _exactly(features):
         far = torch.cat([apart(*rows) for rows in zip(at.split(size), candidates.split(size))])
     order = far.masked_fill_(barred, math.inf).argsort(dim=1, stable=True)
