@@ -192,7 +192,7 @@ def test_imagenet_weights_without_a_network(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(OSError, match="no weights for resnet18 .*pass a file as weights") as caught: built(backbone="resnet18", weights="imagenet")
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="weights must be .* a file for resnet8, got 'imagenet'"): built(weights="imagenet")
+    with pytest.raises(ValueError, match="weights must be .* a file for resnet8, got ImageNet's IMAGENET1K_V1"): built(weights="imagenet")
 
 
 def test_the_stand_in_is_trained_once_and_kept(monkeypatch, tmp_path, quick_start):
