@@ -453,23 +453,18 @@ def test_7_orientation_of_lam():
         assert_close(terms.centroid, centroid_contrast(out.embeddings, method.centroids.centroids, y, y, 1.0))
 
 
-@pytest.fixture
-def one_thread():
-    "Sums in one order: noise images at batches of nine make twelve steps of two loops drift apart by what rounding does."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("name,mixed", [("plain CE", False), ("mixup + CE", True)])
-def test_14_reduces_to_a_reference_loop(name, mixed, one_thread):
-    "w_cc = 0 and gamma = -1 is mixup + CE; with w_it = 0 it is CE: the same losses step by step."
-    data = small_set((20, 10, 6))
+def test_14_reduces_to_a_reference_loop(name, mixed):
+    """w_cc = 0 and gamma = -1 is mixup + CE; with w_it = 0 it is CE: the same losses step by step. In double precision:
+    in single, one ReLU that rounding turns over (two threads are enough) parts two equal runs by 1e-3 in a few steps."""
+    double = lambda net: net.double().register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
     readings = replace(TINY, gamma=-1.0, w_cc=0.0, w_it=float(mixed), stage2="none", streams="both")
-    history = fit(fresh(readings), data, Budget("cpu", 3, 9, lr=0.05, momentum=0.9, weight_decay=5e-4), seed=4)
+    data, method = small_set((20, 10, 6)), fresh(readings)
+    double(method.network)
+    history = fit(method, data, Budget("cpu", 3, 9, lr=0.05, momentum=0.9, weight_decay=5e-4), seed=4)
     torch.manual_seed(0)
     net, views = Network("resnet8", 3, "none").to(memory_format=torch.channels_last), protocol_views("digits")
+    double(net)
     optimizer = torch.optim.SGD(net.parameters(), 0.05, 0.9, nesterov=True, weight_decay=5e-4)
     losses, step, budget = [], 0, Budget("cpu", 3, 9, lr=0.05)
     for epoch in range(3):
@@ -488,7 +483,7 @@ def test_14_reduces_to_a_reference_loop(name, mixed, one_thread):
             optimizer.zero_grad(), loss.backward(), optimizer.step()
             losses.append(loss.item())
             step += 1
-    assert_close(torch.tensor(history["loss"]), torch.tensor(losses, dtype=torch.float64), rtol=1e-4, atol=1e-5)
+    assert_close(torch.tensor(history["loss"]), torch.tensor(losses, dtype=torch.float64), rtol=1e-6, atol=1e-6)
 
 
 def test_warm_up_then_a_full_pass_then_the_running_mean():
