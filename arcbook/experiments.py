@@ -27,7 +27,7 @@ from .training import BUDGETS, Budget, History, differences, fit
 # %% auto #0
 __all__ = ['Plan', 'Probes', 'Lab', 'check_variants', 'Sets', 'Trained', 'train_plan', 'Outcome', 'blank_record', 'pins_of',
            'paths_of', 'save_outcome', 'load_outcome', 'check_same_run', 'locked', 'is_main_process', 'resolve',
-           'run_ladder', 'draw_ladder', 'draw_claims', 'draw_terms', 'draw_rungs', 'Experiment']
+           'run_ladder', 'draw_ladder', 'draw_claims', 'draw_terms', 'draw_rungs']
 
 # %% ../nbs/toolkit/11_experiments.ipynb #e1000001
 @dataclass(frozen=True)
@@ -113,8 +113,7 @@ class Sets:
 
     def base(self, split: str):
         "A split as `load` gives it."
-        seed = {"seed": self.seed} if self.seed else {}
-        return self._once(split, lambda: load(self.name, split, **seed))
+        return self._once(split, lambda: load(self.name, split, seed=self.seed))
 
     profile = property(lambda self: profile_of(self.base("train")))
 
@@ -434,17 +433,3 @@ def draw_rungs(records, out, variants: tuple[str, ...], array: str):
         draw_map(umap_map(arrays[array][ten]), numbers, [str(c) for c in names], ax=ax,
                  title=f"{record.variant}: top-1 {record.metrics['top1']:.3f}")
     return fig
-
-# %% ../nbs/toolkit/11_experiments.ipynb #e1ffffff
-@dataclass(frozen=True)
-class Experiment:   # until the last chapter is split
-    key: str
-    title: str
-    chapter: str
-    data: str
-    variants: tuple
-    train: Callable
-    combine: Any = None
-    shorthand: Any = None
-    rows: tuple = ()
-    start: Any = None

@@ -18,8 +18,7 @@ from .behaviour import FILE, load_behaviour, state_of
 
 # %% auto #0
 __all__ = ['SHARES', 'RunRecord', 'file_name', 'thin', 'check_metrics', 'runs_root', 'versions', 'save', 'load', 'load_all',
-           'state', 'spread', 'cell', 'setting', 'table', 'paired', 'interval', 'Claim', 'Verdict', 'judge', 'verdicts',
-           'sources']
+           'state', 'spread', 'cell', 'setting', 'table', 'paired', 'interval', 'Claim', 'Verdict', 'judge', 'verdicts']
 
 # %% ../nbs/toolkit/10_ledger.ipynb #51927b76
 @dataclass
@@ -269,6 +268,3 @@ def verdicts(records, claims):
                      "points, 95 %": f"{100 * verdict.mean:+.1f}{half}", "higher in": up,
                      "expected": "?+-"[expected], "verdict": verdict.words})
     return pd.DataFrame(rows)
-
-# %% ../nbs/toolkit/10_ledger.ipynb #5affffff
-def sources(*names): return {}   # until the last chapter is split
