@@ -361,20 +361,22 @@ def test_every_loss_of_a_paper_is_on_the_shelf():
     from importlib import import_module
     from arcbook import losses
     from arcbook.cli import PAPERS
-    for module in map(import_module, PAPERS.values()):
+    for module in (import_module("arcbook.papers." + name.replace("-", "_")) for name in PAPERS):
         own = {name for name in module.__all__ if name.endswith("Loss") and getattr(module, name).__module__ == module.__name__}
         assert own and own <= set(losses.__all__), (module.__name__, own - set(losses.__all__))
 
 
 def test_every_chapter_is_everywhere():
-    "Sidebar, menu, home page, shelf, results: a paper that the command line knows is found on all of them."
-    from arcbook.cli import PAPERS, experiment_of
+    "Sidebar, menu, home page, shelf, results: a paper that the command line knows is found on all of them, its laboratory in the menus."
+    from arcbook.cli import PAPERS, lab_named
     menu = set(leaves(yaml.safe_load((root/"_quarto.yml").read_text())["website"]["navbar"]["left"]))
     sidebar = set(leaves(yaml.safe_load((nbs/"sidebar.yml").read_text())["website"]["sidebar"]["contents"]))
-    chapters = {name: experiment_of(name).chapter for name in PAPERS}
-    assert set(chapters.values()) == {name for name in notebooks if name.startswith("papers/")}
+    chapters = {name: lab_named(name).chapter for name in PAPERS}
+    labs = {name: chapter.replace("papers/", "labs/") for name, chapter in chapters.items()}
+    for kind, named in (("papers/", chapters), ("labs/", labs)):
+        assert set(named.values()) == {name for name in notebooks if name.startswith(kind)}
     for name, chapter in chapters.items():
-        assert chapter in menu and chapter in sidebar
+        assert {chapter, labs[name]} <= menu & sidebar
         for page in ("index.ipynb", "losses.ipynb", "results.ipynb"):
             assert f"({chapter})" in (nbs/page).read_text(encoding="utf-8"), f"{page} does not link {chapter}"
         assert f"arcbook run {name}" in (nbs/"index.ipynb").read_text(encoding="utf-8")
