@@ -118,7 +118,7 @@ def _whole_box(images: Tensor) -> Tensor:
     box = torch.tensor([0, 0, *images.shape[2:]], device=images.device)
     return box.expand(len(images), 4)
 
-# %% ../../nbs/papers/02_ad_net.ipynb #a8c6fed3
+# %% ../../nbs/papers/02_ad_net.ipynb #b1823c48
 @patch
 def region(self: ThreeViews, images: Tensor) -> Tensor:
     "Images without their border, as floats."
@@ -147,7 +147,7 @@ def finish(self: ThreeViews, views: Tensor, generator: torch.Generator) -> Tenso
     if self.flip: views = random_flip(views, 0.5, generator)
     return standardize(views, self.mean, self.std)
 
-# %% ../../nbs/papers/02_ad_net.ipynb #3c814d7e
+# %% ../../nbs/papers/02_ad_net.ipynb #32129908
 @patch
 def __call__(self: ThreeViews, images: Tensor,
              generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
@@ -160,7 +160,7 @@ def __call__(self: ThreeViews, images: Tensor,
         views.append(self.finish(self.crop(region, scale, generator), generator))
     return tuple(views)
 
-# %% ../../nbs/papers/02_ad_net.ipynb #fddf7aa9
+# %% ../../nbs/papers/02_ad_net.ipynb #5e787812
 @patch
 def plain(self: ThreeViews, images: Tensor) -> Tensor:
     "The view for testing: border off, resized, central window, normalised."
@@ -234,7 +234,8 @@ class ADNetLoss(nn.Module):
     ) -> ADNetTerms:
         check_embeddings("logits", logits)
         check_labels("labels", labels, *logits.shape)
-        main = F.cross_entropy(at_least_float32(logits), labels.long())
+        total = F.cross_entropy(at_least_float32(logits), labels.long(), reduction="sum")
+        main = total / max(1, len(labels))                   # of no images 0
         if source is None: return ADNetTerms(self.weight * main, main, torch.zeros_like(main))
         with torch.no_grad(): dist = self.distillation(source, target)
         lost = dist.isinf()            # then both are given the same features
@@ -313,7 +314,7 @@ class ADNet(Method):
         self.register_buffer("skipped", infinite)            # steps with an infinite divergence
         self.register_buffer("best", torch.zeros(()))        # accuracy on what is watched
 
-# %% ../../nbs/papers/02_ad_net.ipynb #83888207
+# %% ../../nbs/papers/02_ad_net.ipynb #e50ff442
 @patch(as_prop=True)
 def device(self: ADNet) -> torch.device: return self.network.classifier.weight.device
 
@@ -356,7 +357,7 @@ def features(self: ADNet, views: tuple) -> tuple[Tensor, ...]:
     if self.readings.passes == "joint": return body(torch.cat(views)).chunk(len(views))
     return tuple(body(view) for view in views)
 
-# %% ../../nbs/papers/02_ad_net.ipynb #2a582826
+# %% ../../nbs/papers/02_ad_net.ipynb #e5b3f2d8
 @patch
 def forward(self: ADNet, batch, step: int, generator: torch.Generator) -> ADNetTerms:
     main, *crops = self.features(self.views(batch.images, generator))
