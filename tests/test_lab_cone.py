@@ -1,12 +1,11 @@
 "The laboratory of CoNe: recipes, queues, what is measured, its rungs."
-import torch
 from dataclasses import replace
-from torch import tensor
 
 import pytest
+import torch
 
 from arcbook.datasets import load
-from arcbook.datasets import _draw_nuisances, make_shapes
+from arcbook.glyphs import _draw_nuisances, make_shapes
 from arcbook.labs import cone as lab
 from arcbook.labs.cone import LAB
 from arcbook.papers.cone import FAITHFUL, CoNe, Readings
@@ -72,13 +71,6 @@ def test_the_number_of_steps_comes_from_plan_and_images():
     images = load("digits-few:40", "train")
     method = LAB.build(images, profile_of(images), plan(images))
     assert method.config["total_steps"] == 30 * (400 // 64)
-
-
-def test_subclass_purity():
-    keys, labels, kinds = torch.eye(4).repeat(2, 1), tensor([0, 0, 1, 1] * 2), tensor([0, 1, 0, 1] * 2)
-    own, purity = (keys[:4], labels[:4], kinds[:4]), lab._subclass_purity
-    assert purity(keys, labels, kinds, *own, k=2) == 1 and purity(keys, labels, kinds, *own, k=4, within=True) == 0.5
-    assert purity(keys, labels, kinds, *own, k=99, within=True) == 0.5 and purity(keys, labels, kinds, *own, k=8) == 0.25
 
 
 def test_light_and_dark_glyphs_are_told_apart():

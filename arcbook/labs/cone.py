@@ -5,18 +5,17 @@
 # %% ../../nbs/labs/05_cone.ipynb #95939b5a
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..contrast import cosine_logits
-from ..evaluation import accuracy, knn_accuracy, predict
+from ..evaluation import accuracy, embed_all, knn_accuracy, some_indices, subclass_purity
 from ..experiments import Lab, Plan, Probes, Trained, draw_rungs, draw_terms
 from ..papers.cone import (FAITHFUL, CoNe, CoNeLoss, Readings, class_centre_loss,
-                                 distributional_consistency, neighbour_contrast, neighbour_target)
-from ..profiles import Profile, profile_of
+                                 distributional_consistency, make_queue, neighbour_contrast,
+                                 neighbour_target)
+from ..profiles import Profile
 from ..sampling import random_stream
 from ..training import Budget
 
@@ -92,18 +91,6 @@ def _still(images):
     "Photographs as they are measured: the middle, without chance"
     return replace(images, crop="centre") if hasattr(images, "crop") else images
 
-# %% ../../nbs/labs/05_cone.ipynb #18d6354d
-def _subclass_purity(keys: Tensor, key_labels: Tensor, key_kinds: Tensor, queries: Tensor,
-                     labels: Tensor, kinds: Tensor, k: int = 10, within: bool = False) -> float:
-    "Share of the k nearest keys (`within`: of the true class) with the true class and kind"
-    cosines = cosine_logits(queries.float(), keys.float(), 1.0)
-    same = labels[:, None] == key_labels
-    if within: cosines = cosines.masked_fill(~same, -math.inf)
-    near = cosines.topk(min(k, len(keys)), dim=1)
-    right = (same & (kinds[:, None] == key_kinds)).gather(1, near.indices)
-    found = near.values > -math.inf
-    return (right & found).sum().item() / found.sum().item()
-
 # %% ../../nbs/labs/05_cone.ipynb #f44b63a9
 def _lighter(glyphs) -> Tensor:
     "Whether each glyph is lighter than its ground, [N]: a ring around the centre and the border"
@@ -119,31 +106,27 @@ _K_EVAL = 10               # neighbours of the measurements
 _MAP_IMAGES = 600          # so many test images keep their embeddings for maps
 _MOST_NEIGHBOURS = 50_000  # of a larger training set so many images can be neighbours
 
-def _some(n: int, most: int) -> Tensor:
-    "At most `most` of n numbers; drawn, for a stride of 3 would meet one mark of the glyphs only"
-    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:most].sort().values
-
-def _outputs_of(method: CoNe, data, parts: tuple) -> Tensor:
+def _outputs_of(method: CoNe, data, *parts: str) -> Tensor:
     "Parts of the output for all images of `data`, side by side: [N, sum of widths], in one pass"
     def asked(images):
         output = method.output(images)
         return torch.cat([getattr(output, name) for name in parts], dim=1)
-    return predict(asked, data).cpu().float()
+    return embed_all(asked, data).cpu()
 
 # %% ../../nbs/labs/05_cone.ipynb #2d6e9db6
 def _measured(method: CoNe, test, train) -> tuple[dict, dict]:
     "Metrics on `test`, with `train` as the neighbours; the arrays that maps need"
-    train = train.subset(_some(len(train), _MOST_NEIGHBOURS))
+    train = train.subset(some_indices(len(train), _MOST_NEIGHBOURS))
     labels, theirs = test.labels.cpu(), train.labels.cpu()
-    outputs = _outputs_of(method, test, ("logits", "embeddings"))
+    outputs = _outputs_of(method, test, "logits", "embeddings")
     scores, z = outputs.split([test.num_classes, method.network.dim], dim=1)
-    known = _outputs_of(method, train, ("embeddings",))
+    known = _outputs_of(method, train, "embeddings")
     knn = knn_accuracy(known, theirs, z, labels, k=_K_EVAL)
     metrics = {"top1": accuracy(scores, labels), "knn": knn}
-    shown = _some(len(labels), _MAP_IMAGES)
+    shown = some_indices(len(labels), _MAP_IMAGES)
     arrays = {"predicted": scores.argmax(1), "labels": labels, "embeddings": z[shown],
               "map_labels": labels[shown],
-              "features": _outputs_of(method, test.subset(shown), ("features",))}
+              "features": _outputs_of(method, test.subset(shown), "features")}
     if "subclass" in getattr(test, "truth", ()):
         neighbours = known, theirs, z, labels
         more, kinds = _kinds_found(neighbours, test, train)
@@ -158,7 +141,7 @@ def _kinds_found(neighbours, test, train) -> tuple[dict, dict]:
     mark = train.truth["subclass"].cpu(), test.truth["subclass"].cpu()
     light = _lighter(train), _lighter(test)
     def purity(kind, **how):
-        return _subclass_purity(known, theirs, kind[0], z, labels, kind[1], _K_EVAL, **how)
+        return subclass_purity(known, theirs, kind[0], z, labels, kind[1], _K_EVAL, **how)
     metrics = {"subclass": purity(mark), "subclass_within": purity(mark, within=True),
                "lighter_within": purity(light, within=True)}
     return metrics, {"subclasses": mark[1], "lighter": light[1]}
@@ -187,9 +170,10 @@ def _loss_cases():
     near = {name: m[name] for name in ("queries", "keys", "key_labels")}
     near |= dict(labels=labels, k=4, reduction="none")
     for more in ({}, own, dict(form="out"), dict(mean_in_log=True), dict(temperature=0.5),
-                 dict(min_mass=0.05)):
+                 dict(min_mass=0.2)):
         yield ", ".join(["neighbour_contrast", *more]), neighbour_contrast, near | more
     agree = {name: m[name] for name in ("momentum_queries", "keys", "key_probs")}
+    yield "neighbour_target", neighbour_target, dict(agree)
     agree |= dict(logits=logits, reduction="none")
     for more in ({}, own, dict(k=3), dict(temperature=0.5)):
         name = ", ".join(["distributional_consistency", *more])
@@ -198,6 +182,14 @@ def _loss_cases():
     yield "class_centre_loss", class_centre_loss, classes | dict(label_smoothing=0.1)
     yield "CoNeLoss", CoNeLoss(k=4), classes | m
     yield "CoNeLoss, min_prob", CoNeLoss(k=4, min_prob=0.1), classes | m
+    yield "make_queue, random", _born_full, {}
+
+def _born_full() -> Tensor:
+    "The code's invented keys and predictions"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        queue = make_queue(5, 3, 2, "random")
+    return torch.cat([queue["keys"], queue["probs"]], 1)
 
 # %% ../../nbs/labs/05_cone.ipynb #8d4f15f6
 def _draw_curves(records, out):

@@ -20,7 +20,7 @@ from .._checks import (check_count, check_device, check_distributions, check_emb
 from ..contrast import _Loss, at_least_float32, cosine_logits, normalize, reduce_loss
 from ..memory import MemoryQueue
 from ..method import Batch, Method
-from ..models import Output, backbone, projection_head, shrunk
+from ..models import Output, backbone, projection_head
 from ..profiles import Profile, profile_of
 from ..readings import BelowOne, Count, InnerShare, NonNegative, Positive, Settings, Share
 from ..selection import (block_cosines, inverse_length, key_blocks, nearest_keys,
@@ -77,7 +77,7 @@ def _check_neighbour(queries, labels, keys, key_labels, own):
                          "are nobody's")
 
 def _check_settings(k, temperature, reduction, form="in", min_mass=None):
-    if k is not None: check_count("k", k)
+    check_count("k", k)
     check_temperature(temperature)
     check_reduction(reduction)
     check_option("form", form, ("in", "out"))
@@ -176,7 +176,7 @@ def distributional_consistency(
     0, with a gradient path, without a candidate. `ValueError` for bad input. [@zheng2023cone]"""
     own = indices, key_indices
     _check_consistency(logits, momentum_queries, keys, key_probs, own)
-    _check_settings(k, temperature, reduction)
+    _check_settings(1 if k is None else k, temperature, reduction)
     target = neighbour_target(momentum_queries, keys, key_probs, temperature, k, *own)
     check_distributions("key_probs", target, 2e-2, or_zeros=True)
     log_p = F.log_softmax(at_least_float32(logits), 1)
@@ -225,7 +225,7 @@ class NeighbourContrastLoss(_Loss):
 class DistributionalConsistencyLoss(_Loss):
     "`distributional_consistency` with its hyper-parameters held"
     def __init__(self, temperature: float = 0.07, reduction: str = "mean", k: int | None = None):
-        _check_settings(k, temperature, reduction)
+        _check_settings(1 if k is None else k, temperature, reduction)
         super().__init__(temperature, reduction, k=k)
 
     def forward(self, logits: Tensor, momentum_queries: Tensor, keys: Tensor, key_probs: Tensor,
@@ -295,12 +295,6 @@ class CoNeLoss(nn.Module):
 
     def extra_repr(self) -> str: return f"alpha_sup={self.alpha_sup}, alpha_dc={self.alpha_dc}"
 
-# %% ../../nbs/papers/05_cone.ipynb #5feeeac0
-def _backbone(name: str) -> nn.Module:
-    "A backbone by name; \"resnet8/2\" sees images averaged over squares of 2 pixels"
-    name, _, factor = name.partition("/")
-    return shrunk(backbone(name), int(factor or 1))
-
 # %% ../../nbs/papers/05_cone.ipynb #1da947f3
 class CoNeNetwork(nn.Module):
     "Backbone -> projection -> classifier *on the projection*, images to `Output(h, l, v)`"
@@ -314,7 +308,7 @@ class CoNeNetwork(nn.Module):
     ):
         super().__init__()
         check_option("head", head, ("same", "linear_fc"))
-        self.backbone = _backbone(name)
+        self.backbone = backbone(name)
         width = self.backbone.num_features
         kind, self.dim = ("none", width) if head == "linear_fc" else ("mlp2", dim)
         hidden = hidden or max(2 * width, 4096)
