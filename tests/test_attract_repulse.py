@@ -352,6 +352,21 @@ def test_neighbours_are_looked_for_in_one_network_s_features(monkeypatch):
     assert {teacher for n, teacher in asked if n == 100} == {True}
 
 
+def test_crops_vote_by_probabilities_or_by_logits():
+    "Reading 13: the mean of probabilities and the softmax of mean logits are different distributions."
+    from arcbook import probes
+    test = probes.probe_images(seed=1)
+    scores = {}
+    for how in ("prob", "logit"):
+        trained = probes.small_run(LAB, "SCE", tta_average=how)
+        scores[how] = LAB.evaluate(trained, test)[1]["scores_tencrop"]
+        crops = _crop_views(test.images, trained.profile.mirror)
+        logits = torch.stack([trained.method.predict(view) for view in (crops.transpose(0, 1) * 255).round().byte()], 1)
+        wanted = logits.softmax(2).mean(1) if how == "prob" else logits.mean(1).softmax(1)
+        assert_close(scores[how].float(), wanted, rtol=0, atol=0.03)           # pixels were rounded for this reference
+    assert not torch.allclose(scores["prob"].float(), scores["logit"].float(), atol=1e-3)
+
+
 @pytest.mark.parametrize("data,budget", [("digits-few:10", "cpu"), ("cifar100-few:50", "gpu"), ("tiny-imagenet-50", "gpu"), ("vipriors", "gpu"), ("shapes", "smoke")])
 def test_every_variant_gets_the_same_number_of_epochs(data, budget):
     totals = {sum(stage.epochs for stage in LAB.planned(variant, data, budget).stages) for variant in LAB.variants}

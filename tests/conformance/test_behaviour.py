@@ -1,5 +1,6 @@
 """Records are judged by behaviour. The pins hold on this machine; every reading moves its probe or stands on a list with the
 reason; deliberate mistakes are caught and named; what changes nothing changes nothing."""
+import functools
 from dataclasses import fields, replace
 
 import pytest
@@ -36,21 +37,27 @@ def test_pins_name_every_rung_and_loss(key):
 
 # readings: each must move the probe of its method
 
-ELSEWHERE = {   # (paper, reading): why no probe can move, and where it is tested instead
-}
+VALUES = {       # values that a small probe can feel, where the next one would be too near
+    ("ad_net", "border_trim"): 0.2, ("ad_net", "eval_every"): 100, ("iccl", "cc_ramp_epochs"): 3, ("clim", "kmeans_iters"): 1,
+    ("cone", "mask_self"): False}      # the plan of a small set has it already
+WITH = {         # readings that speak only where another one lets them
+    ("attract_repulse", "mix_rce"): dict(mix="mixup"), ("ad_net", "eval_every"): dict(report="best"), ("iccl", "tau_norm"): dict(stage2="tau_norm"),
+    ("clim", "same_cluster"): dict(num_clusters=10, num_neighbours=23), ("cone", "start"): dict(queue_size=40), ("cone", "queue_start"): dict(queue_size=40, alpha_dc=0.0),
+    ("ad_net", "aircraft_eval"): dict(family="aircraft")}
+MEASURED = {("ad_net", "report"), ("iccl", "report")}      # they change what is measured, not how one trains
+ELSEWHERE = {    # no probe can move: the reason, and where it is tested instead
+    ("ad_net", "amp"): "half precision of the gpu budget: test_readings_of_the_gpu_budget",
+    ("attract_repulse", "tta_average"): "how ten crops vote; the probe's arg max is the same: tests/test_attract_repulse.py",
+    ("ad_net", "decode"): "the squares that photographs are decoded to; images of a probe are no photographs: tests/test_lab_ad_net.py",
+    ("clim", "tie"): "acts where two distances to a centre are exactly equal: tests/test_clim.py, the twelve points"}
 
 
-def others(value, hint):
-    "Other values for a reading: its options, or a number that is clearly different."
+def others(key, name, value, hint):
+    "Another value for a reading: an option, or a number that is clearly different."
+    if (key, name) in VALUES: return [VALUES[key, name]]
     found = changed(value, hint)
-    if found or isinstance(value, (bool, str)) or value is None: return found[:1]
-    if isinstance(value, tuple): return []
-    if isinstance(value, int): return [value + 1]
-    near = (value * 0.5, value * 2, value + 0.5, 0.5)
-    for candidate in near:
-        try: return [type(value)(candidate)] if candidate != value else []
-        except ValueError: continue
-    return []
+    if found or isinstance(value, (bool, str)) or value is None or isinstance(value, tuple): return found[:1]
+    return [value + 1] if isinstance(value, int) else [0.5 if value != 0.5 else 0.25]
 
 
 def readings():
@@ -58,20 +65,37 @@ def readings():
         lab = probes.lab_of(key)
         for name, hint in lab.readings.hints().items():
             default = next(f.default for f in fields(lab.readings) if f.name == name)
-            small = {**lab.probes.tiny}.get(name, default)
-            for value in others(small, hint): yield key, name, value
+            for value in others(key, name, lab.probes.tiny.get(name, default), hint): yield key, name, value
+
+
+@functools.cache
+def baseline(key, companions):
+    lab = probes.lab_of(key)
+    return probes.probe(lab, lab.probes.full, **dict(companions))
+
+
+def metrics_of(key, **changes):
+    lab = probes.lab_of(key)
+    return probes.probe_measure(replace(lab, variants={**lab.variants, lab.probes.full: {**lab.variants[lab.probes.full], **changes}}))
 
 
 @pytest.mark.parametrize("key,name,value", list(readings()), ids=str)
 def test_every_reading_moves_its_probe(key, name, value):
     if (key, name) in ELSEWHERE: pytest.skip(ELSEWHERE[key, name])
-    lab = probes.lab_of(key)
-    before = probes.probe(lab, lab.probes.full)
-    try: after = probes.probe(lab, lab.probes.full, **{name: value})
-    except ValueError as error:
-        assert "must be" in str(error), error                       # excluded by another reading: said by name
-        return
-    assert behaviour.moved(before, after, behaviour.TOLERANCE["rung"]), f"{name}={value} changes nothing in the probe of {key}"
+    if (key, name) in MEASURED: assert behaviour.moved(metrics_of(key), metrics_of(key, **{name: value}), 1e-9)
+    else:
+        lab, companions = probes.lab_of(key), WITH.get((key, name), {})
+        before = baseline(key, tuple(companions.items()))
+        try: after = probes.probe(lab, lab.probes.full, **companions, **{name: value})
+        except ValueError as error:
+            assert "must be" in str(error), error                   # excluded by another reading: said by name
+            return
+        assert behaviour.moved(before, after, behaviour.TOLERANCE["rung"]), f"{name}={value} changes nothing in the probe of {key}"
+
+
+def test_readings_of_the_gpu_budget():
+    plans = [probes.lab_of("ad_net").planned("AD-Net", "cub200-10", "gpu", amp=amp) for amp in (True, False)]
+    assert [plan.budget.precision for plan in plans] == ["fp16", "no"]
 
 
 # deliberate mistakes: judged by the probes before against the probes after, on this machine

@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from arcbook import experiments, probes
 from arcbook.training import fit
@@ -63,7 +64,7 @@ def test_state_is_plain_and_complete(key):
     fresh = probes.lab_of(key).build(run.images, run.profile, run.plan)
     if len(run.methods) > 1: fresh = probes.lab_of(key).follow(fresh)
     fresh.load_state_dict(run.method.state_dict())
-    assert torch.equal(fresh.predict(images), run.method.predict(images))
+    assert_close(fresh.predict(images), run.method.predict(images))     # but for the memory format that `fit` chose
 
 
 def options():
@@ -90,14 +91,15 @@ def test_a_ladder_runs_stops_and_resumes(key, tmp_path, monkeypatch):
     "All rungs on probe images; killed in the fourth run, resumed: the same records as of an uninterrupted ladder."
     monkeypatch.setattr(experiments, "load", lambda name, split="train", seed=0: probes.probe_images("digits", seed=(split != "train") + 2 * seed))
     lab, lines = shrunk_lab(key), []
+    after = min(3, len(lab.variants) - 1)
     whole = experiments.run_ladder(lab, "digits", "smoke", 1, tmp_path / "whole", variants=tuple(lab.variants))
     assert [r.variant for r in whole[:len(lab.variants)]] == list(lab.variants)
     def stop(line):
         lines.append(line)
-        if len(lines) == 3: raise KeyboardInterrupt
+        if len(lines) == after: raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): experiments.run_ladder(lab, "digits", "smoke", 1, tmp_path / "cut", tuple(lab.variants), report=stop)
     again = experiments.run_ladder(lab, "digits", "smoke", 1, tmp_path / "cut", tuple(lab.variants), report=lines.append)
-    assert sum("from disk" in line for line in lines) == 3
+    assert sum("from disk" in line for line in lines) == after
     assert [(r.id, r.metrics, r.terms) for r in whole] == [(r.id, r.metrics, r.terms) for r in again]
 
 
