@@ -139,7 +139,7 @@ def _label_cross_entropy(logits: Tensor, labels_a: Tensor, labels_b: Tensor,
     target = mixed_target(labels_a, labels_b, lam, logits.shape[1], logits.dtype)
     return soft_target_cross_entropy(logits, target)
 
-# %% ../../nbs/papers/03_iccl.ipynb #e3467551
+# %% ../../nbs/papers/03_iccl.ipynb #418c36d2
 _FirstDraw = Annotated[int, Bound("0: `resample` draws other images into a long tail",
                                   lambda x: x == 0)]
 
@@ -242,7 +242,7 @@ class ICCL(Method):
         if self.stage == 2: self.network.backbone.eval()     # BatchNorm stays as in stage 1
         return self
 
-# %% ../../nbs/papers/03_iccl.ipynb #9e543324
+# %% ../../nbs/papers/03_iccl.ipynb #e0a6b6c0
 @patch
 def _build(self: ICCL, num_classes: int):
     "The network, centroids where the loss asks for them, and what stage 2 freezes or adds."
@@ -318,7 +318,7 @@ def epoch_indices(self: ICCL, labels: Tensor, batch_size: int,
     if r.same_class_pairs == "keep": return order
     return redraw_pairs(order, labels, gamma, generator)
 
-# %% ../../nbs/papers/03_iccl.ipynb #5e38c0d5
+# %% ../../nbs/papers/03_iccl.ipynb #8d82070e
 @patch
 def view(self: ICCL, images: Tensor, generator: torch.Generator) -> Tensor:
     if self.readings.aug == "plain": return self.augment.plain(images)
