@@ -66,7 +66,7 @@ class Lab:
     build: Callable             # build(images, profile, plan) -> Method
     evaluate: Callable          # evaluate(trained, test) -> metrics, arrays
     follow: Callable | None = None     # follow(method) -> the method of the next stage
-    prepare: Callable | None = None    # prepare(images, plan) -> images as this plan reads them
+    prepare: Callable | None = None    # prepare(images, plan, split) -> images as it reads them
     prepared_by: tuple = ()            # readings on which `prepare` depends
     ladder: tuple[str, ...] = ()       # rungs that `arcbook run` trains; empty: all
     rows: tuple[str, ...] = ()         # rows of a table in order; empty: all variants
@@ -122,7 +122,7 @@ class Sets:
         if self.lab.prepare is None: return self.base(split)
         values = [getattr(plan.readings, name) for name in self.lab.prepared_by]
         key = split, plan.budget.name == "gpu", *values
-        return self._once(key, lambda: self.lab.prepare(self.base(split), plan))
+        return self._once(key, lambda: self.lab.prepare(self.base(split), plan, split))
 
     def test(self, plan: Plan):
         "Every `test_stride`-th test image."

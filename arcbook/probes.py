@@ -50,7 +50,7 @@ def small_run(lab: Lab, variant: str, family: str = "digits", **changes) -> Trai
     images = probe_images(family)
     profile = replace(profile_of(images), side=16)
     plan = small_plan(lab, variant, profile, **changes)
-    if lab.prepare is not None: images = lab.prepare(images, plan)
+    if lab.prepare is not None: images = lab.prepare(images, plan, "train")
     return train_plan(lab, plan, images, profile, test=lambda: probe_images(family, seed=1))
 
 # %% ../nbs/toolkit/26_probes.ipynb #cef2053f
@@ -92,7 +92,7 @@ def probe_measure(lab: Lab) -> dict[str, list[float]]:
     with one_thread():
         trained = small_run(lab, lab.probes.full, family)
         test = probe_images(family, seed=1)
-        if lab.prepare is not None: test = lab.prepare(test, trained.plan)
+        if lab.prepare is not None: test = lab.prepare(test, trained.plan, "test")
         metrics, _ = lab.evaluate(trained, test)
     return {name: [float(value)] for name, value in metrics.items()
             if not name.startswith(lab.probes.unsteady or ("\0",))}

@@ -344,12 +344,12 @@ def test_photographs_become_squares_once(tmp_path):
     from arcbook.photographs import PhotoSet
     Image.new("RGB", (30, 20), (200, 0, 0)).save(tmp_path / "a.png")
     photos = PhotoSet(tmp_path, ["a.png"], torch.zeros(1, dtype=torch.long), ["red"], "mine", workers=0)
-    kept = ad_net._prepare(photos, planned(photos, "cpu", decode=16))
+    kept = ad_net._prepare(photos, planned(photos, "cpu", decode=16), "train")
     assert isinstance(kept, ImageSet) and kept.images.shape == (1, 3, 16, 16) and kept.name == "mine"
-    read = ad_net._prepare(photos, planned(photos, "gpu"))                         # too many to keep: read again every epoch
+    read = ad_net._prepare(photos, planned(photos, "gpu"), "train")                         # too many to keep: read again every epoch
     assert isinstance(read, PhotoSet) and (read.size, read.crop) == (512, "whole")
     glyphs = small_set()
-    assert ad_net._prepare(glyphs, planned(glyphs, "cpu")) is glyphs and LAB.prepared_by == ("decode",)
+    assert ad_net._prepare(glyphs, planned(glyphs, "cpu"), "train") is glyphs and LAB.prepared_by == ("decode",)
 
 
 @pytest.mark.parametrize("name,function,arguments", LAB.probes.losses, ids=lambda x: x if isinstance(x, str) else "")

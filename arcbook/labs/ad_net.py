@@ -145,7 +145,7 @@ def _build(images, profile: Profile, plan: Plan) -> ADNet:
     return ADNet(images.num_classes, profile, named, body)
 
 # %% ../../nbs/labs/02_ad_net.ipynb #9763b190
-def _prepare(images, plan: Plan):
+def _prepare(images, plan: Plan, split: str):
     "Photographs as squares, decoded once and kept where the budget is small."
     if not hasattr(images, "crop"): return images
     squares = replace(images, size=plan.readings.decode, crop="whole")

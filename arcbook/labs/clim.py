@@ -135,7 +135,7 @@ def _plan(profile: Profile, budget: str, **changes) -> Plan:
     return replace(plan, readings=replace(plan.readings, **changes))
 
 # %% ../../nbs/labs/04_clim.ipynb #18d6354d
-def _prepare(images, plan: Plan):
+def _prepare(images, plan: Plan, split: str):
     return replace(images, size=256) if hasattr(images, "crop") else images
 
 def _build(images, profile: Profile, plan: Plan) -> CLIM:

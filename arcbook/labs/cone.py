@@ -82,10 +82,10 @@ def _build(images, profile: Profile, plan: Plan) -> CoNe:
     if hasattr(images, "crop"): method.augment = replace(method.augment, crop=None)
     return method
 
-def _prepare(images, plan: Plan):
-    "Photographs as they are trained on; other images as they are"
-    photographs = hasattr(images, "crop")
-    return replace(images, crop="resized", scale=(0.08, 1.0)) if photographs else images
+def _prepare(images, plan: Plan, split: str):
+    "Photographs as they are trained on, or measured; other images as they are"
+    if not hasattr(images, "crop") or split != "train": return _still(images)
+    return replace(images, crop="resized", scale=(0.08, 1.0))
 
 def _still(images):
     "Photographs as they are measured: the middle, without chance"
