@@ -385,6 +385,7 @@ def test_compiles_to_one_graph(function, make):
     agree_compiled(function, [make(6), make(9), make(1500)], "aot_eager")
 
 
+@pytest.mark.slow
 def test_compiles_with_inductor(tmp_path, monkeypatch):
     # kernels are kept on disk under a name without the processor's capability: those of another one do not compile, or crash
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
