@@ -118,7 +118,7 @@ def _whole_box(images: Tensor) -> Tensor:
     box = torch.tensor([0, 0, *images.shape[2:]], device=images.device)
     return box.expand(len(images), 4)
 
-# %% ../../nbs/papers/02_ad_net.ipynb #b1823c48
+# %% ../../nbs/papers/02_ad_net.ipynb #adc00001
 @patch
 def region(self: ThreeViews, images: Tensor) -> Tensor:
     "Images without their border, as floats."
@@ -147,7 +147,7 @@ def finish(self: ThreeViews, views: Tensor, generator: torch.Generator) -> Tenso
     if self.flip: views = random_flip(views, 0.5, generator)
     return standardize(views, self.mean, self.std)
 
-# %% ../../nbs/papers/02_ad_net.ipynb #32129908
+# %% ../../nbs/papers/02_ad_net.ipynb #adc00002
 @patch
 def __call__(self: ThreeViews, images: Tensor,
              generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
@@ -160,7 +160,7 @@ def __call__(self: ThreeViews, images: Tensor,
         views.append(self.finish(self.crop(region, scale, generator), generator))
     return tuple(views)
 
-# %% ../../nbs/papers/02_ad_net.ipynb #5e787812
+# %% ../../nbs/papers/02_ad_net.ipynb #adc00003
 @patch
 def plain(self: ThreeViews, images: Tensor) -> Tensor:
     "The view for testing: border off, resized, central window, normalised."
@@ -314,7 +314,7 @@ class ADNet(Method):
         self.register_buffer("skipped", infinite)            # steps with an infinite divergence
         self.register_buffer("best", torch.zeros(()))        # accuracy on what is watched
 
-# %% ../../nbs/papers/02_ad_net.ipynb #e50ff442
+# %% ../../nbs/papers/02_ad_net.ipynb #adc00005
 @patch(as_prop=True)
 def device(self: ADNet) -> torch.device: return self.network.classifier.weight.device
 
@@ -357,7 +357,7 @@ def features(self: ADNet, views: tuple) -> tuple[Tensor, ...]:
     if self.readings.passes == "joint": return body(torch.cat(views)).chunk(len(views))
     return tuple(body(view) for view in views)
 
-# %% ../../nbs/papers/02_ad_net.ipynb #e5b3f2d8
+# %% ../../nbs/papers/02_ad_net.ipynb #adc00006
 @patch
 def forward(self: ADNet, batch, step: int, generator: torch.Generator) -> ADNetTerms:
     main, *crops = self.features(self.views(batch.images, generator))
