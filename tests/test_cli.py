@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from arcbook import ledger
-from arcbook.cli import PAPERS, lab_named
+from arcbook.cli import PAPERS
 from arcbook.labs.attract_repulse import ROWS, VARIANTS
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -193,43 +193,6 @@ def test_small_temperatures_stay_finite():
         assert_close(mixed_info_nce(q, a, b, n, 0.4, tau).double(), exact, rtol=1e-4, atol=1e-4)
 
 
-# -> conformance
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, f64])
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
-def test_precisions(dtype, autocast):
-    one, two = batch(dtype=dtype), batch(seed=20, dtype=dtype)
-    lam = torch.rand(6, generator=gen())
-    results = []
-    for kind in (dtype, f64):
-        x, y = ([v.to(kind) for v in values] for values in (one, two))
-        x[0].requires_grad_(), y[0].requires_grad_()
-        with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None and kind is dtype):
-            terms = CLIMLoss()([x[0], y[0]], [x[1], y[1]], [x[2], y[2]], [x[3], y[3]], [lam, 0.3])
-        results.append((terms, torch.autograd.grad(terms.loss, (x[0], y[0]))))
-    (terms, gradients), (exact, right) = results
-    for name in ("loss", "anchor", "neighbour"):
-        value = getattr(terms, name)
-        assert value.dtype == (f64 if dtype == f64 else torch.float32), name
-        assert_close(value.double(), getattr(exact, name).double(), rtol=1e-5, atol=1e-5)
-    for a, b in zip(gradients, right):
-        assert a.dtype == dtype
-        assert_close(a.double(), b, rtol=1e-2, atol=1e-4 if dtype in (f64, torch.float32) else 1e-3)
-
-
-# -> conformance
-@pytest.mark.parametrize("form,lam", [("single", 0.3), ("multi", torch.rand(6, generator=gen()))], ids=["single", "multi"])
-def test_compiles_to_one_graph(form, lam):
-    torch._dynamo.reset()
-    loss = CLIMLoss()
-    compiled, results = torch.compile(loss, fullgraph=True, backend="aot_eager"), []
-    for function in (loss, compiled):
-        (q, a, b, n), (q2, a2, b2, n2) = batch(dtype=torch.float32), batch(seed=9, dtype=torch.float32)
-        q.requires_grad_(), q2.requires_grad_()
-        value = function(q, a, b, n, lam) if form == "single" else function([q, q2], [a, a2], [b, b2], [n, n2], [lam, lam])
-        results.append((value.loss.detach(), *torch.autograd.grad(value.loss, (q, q2) if form == "multi" else (q,))))
-    for x, y in zip(*results): assert_close(x, y)
-
-
 # 10.2: several resolutions --------------------------------------------------------------------------------------------
 
 def loop_all_pairs(queries, anchors, neighbours, negatives, lam, tau, pairs="all_pairs"):
@@ -1061,24 +1024,6 @@ BUDGET = Budget("smoke", 4, 8, lr=0.05, checkpoint_seconds=0)
 MORE = replace(TINY, resolutions=(10, 8), symmetric=True, encoder="key", per="image", bn_groups=2, warmup_epochs=1, empty="self", unmixed_neighbours=True, rule="kmeans")
 whole_runs = {}
 
-# -> conformance
-@pytest.mark.parametrize("readings,stop_at", [(TINY, 2), (TINY, 4), (TINY, 6), (TINY, 7), (MORE, 5)], ids=["2", "4", "6", "7", "others-5"])
-def test_resume_equals_uninterrupted(tmp_path, readings, stop_at):
-    "Three steps an epoch, a refresh every two: in a refresh period, at the end of one, in the next."
-    data = small_set()
-    def stop(step, method):
-        if step == stop_at: raise KeyboardInterrupt
-    budget = BUDGET if readings == TINY else replace(BUDGET, epochs=2)
-    if readings not in whole_runs:
-        method = fresh(readings)
-        whole_runs[readings] = fit(method, data, budget).values, method.state_dict()
-    with pytest.raises(KeyboardInterrupt): fit(fresh(readings), data, budget, out=tmp_path, callback=stop)
-    resumed = fresh(readings, seed=9)
-    values, state = whole_runs[readings]
-    assert fit(resumed, data, budget, out=tmp_path).values == values
-    assert state.keys() == resumed.state_dict().keys() and all(torch.equal(v, state[k]) for k, v in resumed.state_dict().items())
-
-
 class Unlabelled(ImageSet):
     "Nobody knows: all labels are -1."
     def __post_init__(self): pass
@@ -1116,21 +1061,6 @@ EVERY = [dict(rule="knn"), dict(rule="kmeans"), dict(rule="knn_cluster"), dict(r
          dict(per="image"), dict(spherical=True), dict(unmixed_neighbours=True), dict(symmetric=True), dict(queue_start="empty"), dict(head="linear"),
          dict(shrink=2), dict(bn_groups=4), dict(warmup_epochs=3), dict(pca=None), dict(num_clusters=None), dict(num_clusters=500), dict(num_neighbours=500), dict(pca=999),
          dict(resolutions=(12, 16, 8)), dict(temperature=0.07), dict(alpha=0.2), dict(queue_size=3)]
-
-# -> conformance
-@pytest.mark.parametrize("changes", EVERY, ids=lambda c: "-".join(f"{k}={v}" for k, v in c.items()))
-def test_every_reading_trains(changes):
-    data, method = small_set(12), fresh(replace(TINY, prob=1.0, **changes), 12)
-    method.before_epoch(data, 0)
-    rows = method.epoch_indices(data.labels, 6, gen())
-    for step, row in enumerate(rows, 1):
-        terms = method.train()(batch_of(data, row), step, gen(step))
-        terms.loss.backward()
-        method.after_step(step)
-        assert all(t.isfinite() for t in terms)
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.network.parameters() if p.requires_grad)
-    sets((method.neighbours.table, method.neighbours.counts)) if method.neighbours is not None else None
-
 
 @pytest.mark.parametrize("changes,message", [
     (dict(rule="closest"), "rule must be one of"), (dict(tie="<"), "tie must be one of"), (dict(knn_scope="own"), "knn_scope must be one of"),
@@ -1180,7 +1110,6 @@ def worker(rank, folder, port):
     torch.distributed.destroy_process_group()
 
 
-# -> conformance
 def test_two_processes(tmp_path):
     "The table of one process on both, whatever statistics the second has; one queue, equal weights after training."
     import socket
@@ -1221,7 +1150,6 @@ import json
 print(json.dumps(dict(heavy=heavy, bytes=peak() - before, seconds=used, rows=list(table.shape), some=float((counts > 0).float().mean()))))
 """
 
-# -> conformance
 def test_imports_time_and_memory_of_the_selection():
     "At a quarter of the size: far less than the 576 MB of all distances. benchmarks/clim.py measures the whole."
     done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True, timeout=120).stdout

@@ -21,7 +21,6 @@ from arcbook.papers.cone import (FAITHFUL, CoNe, CoNeLoss, CoNeNetwork, Distribu
                                  distributional_consistency, make_queue, neighbour_contrast, neighbour_target)
 from arcbook.profiles import profile_of
 from arcbook.teachers import cosine_momentum
-from arcbook.training import Budget, fit
 
 f64 = torch.float64
 
@@ -547,26 +546,6 @@ def test_sup_con_analytic_values():
 
 # precisions, compilation, errors -------------------------------------------------------------------------------------
 
-# -> conformance
-@pytest.mark.parametrize("dtype,tolerance", [(f64, 1e-12), (torch.float32, 2e-5), (torch.bfloat16, 2e-5), (torch.float16, 2e-5)])
-@pytest.mark.parametrize("form", ["in", "out"])
-def test_precisions(dtype, tolerance, form):
-    q, y, logits, mq = (x.to(dtype) if x.is_floating_point() else x for x in batch())
-    z, key_labels, probs = (x.to(dtype) if x.is_floating_point() else x for x in memory())
-    doubles = [x.double() if x.is_floating_point() else x for x in (logits, y, q, mq, z, key_labels, probs)]
-    q, logits = q.requires_grad_(), logits.requires_grad_()
-    loss, exact = CoNeLoss(k=9, form=form), [doubles[i].requires_grad_() for i in (0, 2)]
-    expected = loss(*doubles)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != f64): terms = loss(logits, y, q, mq, z, key_labels, probs)
-    slack = tolerance if dtype in (f64, torch.float32) else 3e-3 if dtype == torch.float16 else 2e-2   # probs of half precision do not sum to 1
-    for name in terms._fields:
-        assert getattr(terms, name).dtype == (f64 if dtype == f64 else torch.float32)
-        assert_close(getattr(terms, name).double(), getattr(expected, name), atol=slack if name in ("dc", "loss") else tolerance, rtol=tolerance)
-    for a, b in zip(torch.autograd.grad(terms.loss, (logits, q)), torch.autograd.grad(expected.loss, exact)):
-        assert a.dtype == dtype
-        assert_close(a.double(), b, atol=1e-4 if dtype in (f64, torch.float32) else 1e-2, rtol=1e-2)
-
-
 def test_a_queue_in_another_precision():
     q, y, logits, mq = batch(dtype=torch.float32)
     z, key_labels, probs = memory()
@@ -574,23 +553,6 @@ def test_a_queue_in_another_precision():
     for keys, shares in ((z, probs), (z.half(), probs.half())):
         got = CoNeLoss(k=9)(logits, y, q, mq, keys, key_labels, shares)
         assert_close(got.loss.double(), expected.loss.double(), atol=2e-3, rtol=0)
-
-
-# -> conformance
-@pytest.mark.parametrize("options", [{}, dict(form="out"), dict(mean_in_log=True, k_dc=5, min_prob=1e-8, min_mass=1e-8, label_smoothing=0.1)])
-@pytest.mark.parametrize("masked", [False, True])
-def test_compiles_to_one_graph(options, masked):
-    torch._dynamo.reset()
-    q, y, logits, mq = batch(dtype=torch.float32)
-    z, key_labels, probs = memory(dtype=torch.float32)
-    loss = CoNeLoss(k=9, **options)
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    results = []
-    for function in (loss, compiled):
-        a, b = q.clone().requires_grad_(), logits.clone().requires_grad_()
-        value = function(b, y, a, mq, z, key_labels, probs, *(OWN if masked else ())).loss
-        results.append((value.detach(), *torch.autograd.grad(value, (a, b))))
-    for a, b in zip(*results): assert_close(a, b)
 
 
 def test_compiles_with_several_blocks_and_a_growing_queue():
@@ -703,16 +665,6 @@ def test_control_without_memory_trains_the_same_network():
     assert torch.equal(*losses)
 
 
-@pytest.mark.parametrize("changes", [dict(views="two_crops"), dict(ema_bn="average"), dict(mask_self=True), dict(form="out"), dict(k_dc=3),
-                                     dict(head="linear_fc"), dict(label_smoothing=0.1), dict(start="epoch1"), dict(mean_in_log=True),
-                                     dict(momentum_schedule="constant"), dict(min_prob=1e-8, min_mass=1e-8)])
-# -> conformance
-def test_every_reading_trains(changes):
-    method = tiny(**changes)
-    terms = walk(method, optimizer_of(method), range(1, 8))
-    assert terms.loss.isfinite() and terms.sup > 0
-
-
 def test_two_crops_feeds_the_key_branch_another_view():
     seen = {}
     for views in ("same", "two_crops"):
@@ -736,39 +688,7 @@ def test_faithful_mode_is_one_place():
     assert len(coded.queue) == 9 and len(plain.queue) == 0 and coded.config["min_mass"] == 1e-8
 
 
-# -> conformance
-@pytest.mark.parametrize("steps", [2, 5, 9])
-@pytest.mark.parametrize("changes", [{}, dict(mask_self=True, form="out"), dict(ema_bn="average", views="two_crops")])
-def test_state_dict_resumes_bit_for_bit(steps, changes):
-    "Batches of 6 in 23 slots: half full after 2 steps, wrapped after 5, and again after 9."
-    method = tiny(**changes)
-    walk(method, optimizer_of(method), range(1, steps + 1))
-    state = {k: v.clone() for k, v in method.state_dict().items()}
-    expected = walk(method, optimizer_of(method), range(steps + 1, steps + 5))
-    other = tiny(seed=1, **changes)
-    other.load_state_dict(state)
-    got = walk(other, optimizer_of(other), range(steps + 1, steps + 5))
-    assert all(torch.equal(a, b) for a, b in zip(got, expected))
-    assert all(torch.equal(v, other.state_dict()[k]) for k, v in method.state_dict().items())
-
-
 class Stop(Exception): pass
-
-
-# -> conformance
-@pytest.mark.parametrize("stop_at", [2, 5, 7])
-def test_a_resumed_fit_equals_the_uninterrupted_one(tmp_path, stop_at):
-    data = load("digits-few:4", "train")                            # 40 images in steps of 9: 4 a epoch, 23 slots
-    budget = Budget("smoke", epochs=3, batch_size=9, lr=0.1, checkpoint_seconds=0)
-    def stop(step, method):
-        if step == stop_at: raise Stop
-    whole = tiny(total_steps=12, mask_self=True)
-    history = fit(whole, data, budget)
-    with pytest.raises(Stop): fit(tiny(total_steps=12, mask_self=True), data, budget, out=tmp_path, callback=stop)
-    resumed = tiny(total_steps=12, mask_self=True, seed=9)
-    again = fit(resumed, data, budget, out=tmp_path)
-    assert again.values == history.values and history["sup"][-1] > 0
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
 
 
 def test_views_are_crop_and_flip():
@@ -832,7 +752,6 @@ def worker(rank, folder):
     torch.distributed.destroy_process_group()
 
 
-# -> conformance
 def test_two_processes_do_what_one_would(tmp_path):
     torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from arcbook.contrast import gather_with_gradient, normalize
+from arcbook.contrast import normalize
 from arcbook.datasets import ImageSet
 from arcbook.memory import ClassCentroids, ema_centroids, mean_centroids
 from arcbook.method import step_seed
@@ -377,29 +377,6 @@ def loss_inputs(dtype=torch.float32, B=6, C=5, D=8):
                 centroids=normalize(r(C, D)), embeddings=r(B, D))
 
 
-# -> conformance
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
-def test_precisions(dtype, autocast):
-    x = loss_inputs(dtype)
-    exact = ICCLLoss()(**{k: v.double() if v.is_floating_point() else v for k, v in x.items()})
-    with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None): terms = ICCLLoss()(**x)
-    for name, value in terms._asdict().items():
-        assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32), name
-        assert_close(value.double(), getattr(exact, name), rtol=1e-5, atol=1e-5)
-
-
-# -> conformance
-@pytest.mark.parametrize("lam", [0.3, torch.rand(6, generator=gen())], ids=["number", "tensor"])
-def test_compiles_to_one_graph(lam):
-    x = {**loss_inputs(), "lam": lam}
-    compiled = torch.compile(ICCLLoss(), fullgraph=True, backend="aot_eager")
-    leaf = [x["mixed_embeddings"].clone().requires_grad_() for _ in range(2)]
-    terms = [f(**{**x, "mixed_embeddings": v}) for f, v in zip((compiled, ICCLLoss()), leaf)]
-    assert_close(terms[0], terms[1])
-    assert_close(*(torch.autograd.grad(t.loss, v)[0] for t, v in zip(terms, leaf)))
-
-
 def test_modules_equal_functions_and_wiring():
     x = loss_inputs(torch.float64)
     a, b, lam, c, z = x["labels_a"], x["labels_b"], x["lam"].double(), x["centroids"], x["mixed_embeddings"]
@@ -531,18 +508,6 @@ def changed(readings): return "-".join(f"{k}" for k, v in vars(readings).items()
 
 BUDGET = Budget("smoke", 3, 8, lr=0.05, checkpoint_seconds=0)
 
-# -> conformance
-@pytest.mark.parametrize("readings", READINGS, ids=changed)
-def test_resume_equals_uninterrupted(tmp_path, readings):
-    check_resume(tmp_path, lambda seed: fresh(readings, seed), small_set(), 5)
-
-
-# -> conformance
-@pytest.mark.parametrize("readings,stop_at", [(TINY, 1), (TINY, 3), (TINY, 4), (TINY, 8), (READINGS[1], 3), (READINGS[1], 8), (READINGS[2], 1)])
-def test_resume_at_any_step(tmp_path, readings, stop_at):                       # 3: between epochs; 4: their first step
-    check_resume(tmp_path, lambda seed: fresh(readings, seed), small_set(), stop_at)
-
-
 def stage2_of(readings, data):
     first = fresh(readings)
     fit(first, data, replace(BUDGET, epochs=2))
@@ -550,13 +515,6 @@ def stage2_of(readings, data):
         torch.manual_seed(seed)
         return second_stage(first)
     return first, make
-
-
-# -> conformance
-@pytest.mark.parametrize("readings,stop_at", [(TINY, 3), (replace(TINY, stage2="lws"), 2), (replace(TINY, stage2_warm_start=True, stage2_gamma=-0.5), 2)])
-def test_resume_in_stage_two(tmp_path, readings, stop_at):
-    data = small_set()
-    check_resume(tmp_path, stage2_of(readings, data)[1], data, stop_at)
 
 
 def check_resume(folder, make, data, stop_at):
