@@ -36,6 +36,7 @@ class Plan:
     stages: tuple            # a `Budget` per stage; None: that stage trains nothing
     readings: Settings
     test_stride: int = 1     # evaluate on every so-many-th test image
+    folder: Any = None       # where the run keeps its checkpoints; filled in when it starts
 
     @property
     def budget(self) -> Budget:
@@ -167,6 +168,7 @@ def train(self: Lab, variant: str, data: str | None = None, budget: str = "cpu",
 def train_plan(lab: Lab, plan: Plan, images, profile: Profile, seed: int = 0, folder=None,
                callback=None, test=None) -> Trained:
     "Train what a plan says on `images`; `test()` gives images to watch, if the readings want that."
+    plan = replace(plan, folder=folder)
     trained = Trained(lab, plan, images, profile, seed)
     watched = test() if test and getattr(plan.readings, "report", "") == "best" else None
     for i, stage in enumerate(plan.stages):

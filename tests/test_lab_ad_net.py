@@ -200,10 +200,8 @@ def test_the_stand_in_is_trained_once_and_kept(monkeypatch, tmp_path, quick_star
     monkeypatch.setattr(ADNet, "forward", lambda *a: steps.append(1) or slow(*a))
     r = Readings(**{**SMALL, "weights": "own:shapes"})
     def start(seed, place=None):
-        token = ad_net._FOLDER.set(place)
         torch.manual_seed(seed)
-        try: return ad_net._start_body(r, "smoke").state_dict()
-        finally: ad_net._FOLDER.reset(token)
+        return ad_net._start_body(r, "smoke", place).state_dict()
     same = lambda a, b: all(torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
     first, number = start(0), len(steps)
     assert number > 0 and same(first, start(7)) and len(steps) == number           # in memory
@@ -220,7 +218,6 @@ def test_a_run_keeps_the_stand_in_beside_its_checkpoints(tmp_path, quick_start):
     lab = short_lab(weights="own:shapes")
     lab.train("plain", "digits-few:3", "smoke", folder=tmp_path / "runs" / "one")
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["one", "own-shapes-resnet8-16-smoke"]
-    assert ad_net._FOLDER.get() is None
 
 
 def test_the_stand_in_does_not_decide_the_classifier(quick_start):

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib, math
-from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache
@@ -97,25 +96,10 @@ class _Schooling(NamedTuple):
 _SCHOOLING = {"shapes": _Schooling(30, 0.05, 2)}
 _PHOTOGRAPHS = _Schooling(8, 0.1, 10)
 
-# %% ../../nbs/labs/02_ad_net.ipynb #4b710d66
-_FOLDER: ContextVar[Path | None] = ContextVar("folder of the runs", default=None)
-
-def _stand_in_folder(source: str, name: str, size: int, budget: str) -> Path | None:
-    place = _FOLDER.get()
-    return place and place / f"own-{source}-{name.replace('/', '_')}-{size}-{budget}"
-
-class _ADNetLab(Lab):
-    "A laboratory that keeps the stand-in's checkpoint beside those of its runs."
-    def train(self, variant, data=None, budget="cpu", seed=0, folder=None, *more,
-              **changes) -> Trained:
-        token = _FOLDER.set(Path(folder).parent if folder else None)
-        try: return super().train(variant, data, budget, seed, folder, *more, **changes)
-        finally: _FOLDER.reset(token)
-
 # %% ../../nbs/labs/02_ad_net.ipynb #5feeeac0
 @lru_cache(maxsize=4)
-def _own_state(source: str, name: str, size: int, budget: str) -> dict:
-    "Weights of a backbone that our own `fit` has trained on `source`, one seed for all runs."
+def _own_state(source: str, name: str, size: int, budget: str, place: Path | None = None) -> dict:
+    "Weights of a backbone that our own `fit` has trained on `source`; `place` keeps a checkpoint."
     images, how = _pretraining_images(source), _SCHOOLING.get(source, _PHOTOGRAPHS)
     smoke = budget == "smoke"
     if smoke: images = images.subset(torch.arange(0, len(images), how.stride))
@@ -125,22 +109,23 @@ def _own_state(source: str, name: str, size: int, budget: str) -> dict:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         method = ADNet(images.num_classes, source, readings)
-        fit(method, images, schedule, 0, _stand_in_folder(source, name, size, budget))
+        kept = f"own-{source}-{name.replace('/', '_')}-{size}-{budget}"
+        fit(method, images, schedule, 0, place and place / kept)
     state = method.network.backbone.state_dict()
     return {part: value.detach().cpu().clone() for part, value in state.items()}
 
 # %% ../../nbs/labs/02_ad_net.ipynb #3303c59d
-def _start_body(r: Readings, budget: str) -> nn.Module:
+def _start_body(r: Readings, budget: str, place: Path | None = None) -> nn.Module:
     "The backbone of a run with its initial weights."
     own = r.weights.startswith("own:")
     body = _body(r.backbone, None if own or r.weights == "none" else r.weights)
-    if own: body.load_state_dict(_own_state(r.weights[4:], r.backbone, r.size, budget))
+    if own: body.load_state_dict(_own_state(r.weights[4:], r.backbone, r.size, budget, place))
     return body
 
 def _build(images, profile: Profile, plan: Plan) -> ADNet:
     "The method as it is before its first step; its readings name the weights."
     r = plan.readings
-    body = _start_body(r, plan.budget.name)
+    body = _start_body(r, plan.budget.name, plan.folder and Path(plan.folder).parent)
     named = replace(r, weights=_weights_name(r.weights))      # a name, never a path
     return ADNet(images.num_classes, profile, named, body)
 
@@ -295,7 +280,7 @@ _PROBES = Probes(tiny=dict(weights="none", backbone="resnet8", size=16, eval_eve
                  losses=tuple(_probed_losses()))
 
 # %% ../../nbs/labs/02_ad_net.ipynb #c5bc99e5
-LAB = _ADNetLab(
+LAB = Lab(
     "ad_net", "AD-Net", "papers/02_ad_net.ipynb", "shapes-fine-few:5", _VARIANTS, Readings,
     _plan, _build, _evaluate, prepare=_prepare, prepared_by=("decode",), ladder=_LADDER,
     shorthand={"shapes": "shapes-fine-few:5", "shapes-fine": "shapes-fine-few:5"},
