@@ -194,6 +194,24 @@ def test_records_lists_states_and_runs_nothing_that_a_record_names(tmp_path):
     assert "1 unknown" in said and not (tmp_path / "ran").exists()
 
 
+def test_records_check_names_what_changed(tmp_path):
+    "Exit code 0 where the code behaves as pinned, 1 with the pin's name where it does not; another torch cannot tell, unless strict."
+    import shutil
+    from arcbook.ledger import runs_root
+    shutil.copytree(runs_root() / "toolkit", tmp_path / "toolkit")
+    file = tmp_path / "toolkit" / "behaviour.json"
+    assert "0 changed" in call("records", "toolkit", "--check", "--root", tmp_path, cwd=tmp_path, check=0).stdout
+    pinned = json.loads(file.read_text())
+    pinned["pins"]["kernel:teacher"]["values"]["value"][0] += 1.0
+    file.write_text(json.dumps(pinned))
+    assert "changed: kernel:teacher" in call("records", "toolkit", "--check", "--root", tmp_path, cwd=tmp_path, check=1).stdout
+    file.write_text(json.dumps({**pinned, "made": {"torch": "1.13.0"}}))
+    assert "cannot tell" in call("records", "toolkit", "--check", "--root", tmp_path, cwd=tmp_path, check=0).stdout
+    call("records", "toolkit", "--check", "--strict", "--root", tmp_path, cwd=tmp_path, check=1)
+    refused = call("records", "toolkit", "--pin", " ", "--root", tmp_path, cwd=tmp_path, check=2)
+    assert "reason must say why" in refused.stderr
+
+
 def test_two_processes(tmp_path):
     "torchrun on two CPU processes: one set of records, and they say that there were two."
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611", "-m", "arcbook"]

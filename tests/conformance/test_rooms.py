@@ -121,3 +121,11 @@ def test_imports_stand_alone(path):
         except SyntaxError: continue
         if kinds == {True, False}: mixed.append(number)
     assert not mixed, mixed
+
+
+def test_training_needs_no_book():
+    "A bare machine with a GPU has torch, torchvision, scikit-learn, accelerate, tqdm, typer and fastcore: enough for `arcbook run`."
+    code = ("import sys, arcbook.cli; from arcbook.probes import PAPERS, lab_of; [lab_of(key) for key in PAPERS]; "
+            "print(*[m for m in ('umap', 'numba', 'matplotlib', 'seaborn', 'pandas', 'nbdev', 'execnb', 'pooch', 'IPython') if m in sys.modules])")
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not loaded
