@@ -49,6 +49,7 @@ def test_a_run_says_what_it_found_and_where_it_is(whole):
     assert record["data"] == "digits-few:10" and record["seconds"] > 0 and record["peak_memory"] > 0
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_numbers(whole, tmp_path):
     out, _ = whole
     call(*SMOKE, "--out", tmp_path / "out", "--data", "digits", cwd=tmp_path, check=0)     # the shorthand names the same data
@@ -165,6 +166,7 @@ def test_two_runs_at_once_get_two_folders(tmp_path, monkeypatch):
     assert output_folder(Path("~/runs"), False, "x") == home / "runs"
 
 
+@pytest.mark.slow
 def test_two_papers_in_one_folder(tmp_path):
     "Records, arrays, checkpoints and figures of two papers never meet."
     for paper, variant in (("attract-repulse", "CE"), ("cone", "CE")):

@@ -38,7 +38,7 @@ def test_pins_name_every_rung_and_loss(key):
 # readings: each must move the probe of its method
 
 VALUES = {       # values that a small probe can feel, where the next one would be too near
-    ("ad_net", "border_trim"): 0.2, ("ad_net", "eval_every"): 100, ("iccl", "cc_ramp_epochs"): 3, ("clim", "kmeans_iters"): 1,
+    ("attract_repulse", "cr_temperature"): 0.3, ("ad_net", "border_trim"): 0.2, ("ad_net", "eval_every"): 100, ("iccl", "cc_ramp_epochs"): 3, ("clim", "kmeans_iters"): 1,
     ("cone", "mask_self"): False}      # the plan of a small set has it already
 WITH = {         # readings that speak only where another one lets them
     ("attract_repulse", "mix_rce"): dict(mix="mixup"), ("ad_net", "eval_every"): dict(report="best"), ("iccl", "tau_norm"): dict(stage2="tau_norm"),
