@@ -16,3 +16,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    "The longest files first, so that no worker sits idle at the end."
+    long = ("test_cli.py", "test_behaviour.py", "test_methods.py", "test_site.py")
+    items.sort(key=lambda item: long.index(item.path.name) if item.path.name in long else len(long))
